@@ -1,0 +1,53 @@
+// Packet memory. One region per process (a shared file of the runtime directory, see region.hpp) is cut into
+// 4 KiB frames. Every frame has a reference count in private memory; a frame is free when it drops to zero.
+// frame_pool: process-wide, lock-free (batches of frames on a Boost.Lockfree queue). frame_cache: one per stack,
+// only under that stack's owner word; the hot path touches only the cache (LIFO, so that frames stay warm).
+// Bounded: alloc returns nullptr when the region is exhausted; callers turn that into ENOBUFS or a closed window.
+#pragma once
+#include <atomic>
+#include "base/types.hpp"
+
+namespace icepath {
+
+constexpr size_t frame_shift = 12, frame_size = size_t{1} << frame_shift;
+constexpr size_t skb_headroom = 192;   // room for every header below TCP payload, plus a cache line of colouring
+
+class frame_pool {
+ public:
+  // base: frame-aligned start of the memory; frames are handed out from [base, base + nr * frame_size).
+  // grow: called when more frames are needed, makes [first, first+n) usable (fallocate); returns frames granted.
+  result<bool> init(uint8_t* base, uint32_t max_frames, uint32_t (*grow)(void* ctx, uint32_t first, uint32_t n), void* ctx);
+  void destroy();
+  uint32_t take(uint32_t* idx, uint32_t n);          // up to n free frames (refcount 0); any thread
+  void give(const uint32_t* idx, uint32_t n);        // back; any thread
+  uint8_t* addr(uint32_t idx) const { return base_ + (size_t{idx} << frame_shift); }
+  uint32_t index(const void* p) const { return static_cast<uint32_t>((static_cast<const uint8_t*>(p) - base_) >> frame_shift); }
+  bool contains(const void* p) const { const auto o = static_cast<const uint8_t*>(p) - base_; return o >= 0 && static_cast<size_t>(o) < (size_t{max_} << frame_shift); }
+  std::atomic<uint32_t>& ref(uint32_t idx) { return refs_[idx]; }
+  uint32_t in_use() const;                           // statistics
+
+ private:
+  uint8_t* base_ = nullptr;
+  uint32_t max_ = 0;
+  std::atomic<uint32_t>* refs_ = nullptr;
+  struct impl;
+  impl* impl_ = nullptr;
+};
+
+class frame_cache {
+ public:
+  void init(frame_pool* p) { pool_ = p; n_ = 0; }
+  void drain();                                      // everything back to the pool
+  uint8_t* alloc();                                  // refcount 1, or nullptr
+  void get(uint8_t* in_frame);                       // one more reference; any address inside the frame
+  void put(uint8_t* in_frame);                       // one less; frees at zero
+  frame_pool* pool() const { return pool_; }
+
+ private:
+  static constexpr uint32_t cap = 512, batch = 128;
+  frame_pool* pool_ = nullptr;
+  uint32_t n_ = 0;
+  uint32_t idx_[cap];
+};
+
+}  // namespace icepath

@@ -1,0 +1,124 @@
+// A file icepath watches: a TCP socket (always a real kernel socket on its own fd) or an epoll set (always a real kernel
+// epoll on its own fd). Objects are type-stable (never unmapped, reused through a free list), so a stale pointer from a racing close is
+// harmless: whoever uses one re-checks fd_lookup(fd) under the lock.
+//
+// A socket is in the kernel or on the fast lane, each direction by itself (src/sock/lane.hpp):
+//   tx: kernel -> fast -> kernel ...   which lane our bytes take
+//   rx: kernel -> draining -> fast -> kernel ...   which lane the next unread byte comes from
+// While both are `kernel` and no promotion is under way, every call is the plain libc call with its byte count noted.
+#pragma once
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <atomic>
+#include "base/list.hpp"
+#include "base/types.hpp"
+
+namespace icepath {
+
+struct stack;
+struct tcp_sock;
+struct epoll_item;
+
+enum class file_kind : uint8_t { none, tcp, epoll };
+
+struct file {
+  file_kind kind = file_kind::none;
+  std::atomic<int> fd{-1};
+  std::atomic<uint32_t> nr_fds{0};      // fd table slots that point here (dup)
+  std::atomic<uint32_t> refs{0};        // calls in progress that may block with this object
+};
+
+// Called when readiness may have grown; under the owner word of the socket's stack (or from the lane code in the kernel
+// phase). Must only note and wake.
+struct wait_entry {
+  list_node node;
+  void (*fn)(wait_entry*, uint32_t mask) = nullptr;
+};
+
+enum class tx_lane : uint8_t { kernel, fast };
+enum class rx_lane : uint8_t { kernel, draining, fast };
+enum class sock_state : uint8_t { fresh, listening, connecting, connected, closed };
+
+struct lane;                            // src/sock/lane.hpp
+
+struct socket : file {
+  sock_state state = sock_state::fresh;
+  uint16_t family = 0;
+  std::atomic<bool> fast{false};        // true from the moment any call must look at the lanes (promotion committed)
+  std::atomic<bool> nonblock{false};
+  std::atomic<uint32_t> rx_calls{0}, tx_calls{0};   // kernel calls in flight: promotion waits for zero
+  std::atomic<uint64_t> k_tx{0}, k_rx{0};           // bytes that went by the kernel lane since birth
+  std::atomic<uint32_t> ops{0};         // data calls so far, for lazy promotion
+  const char* reason = "";              // static string: why it is where it is
+  stack* st = nullptr;                  // set while a lane exists
+  struct lane* ln = nullptr;
+  list_head waiters;                    // wait_entry; guarded by wait_lock
+  std::atomic<uint32_t> wait_lock{0};
+  nsec rcvtimeo = ~nsec{0}, sndtimeo = ~nsec{0};    // ~0: none
+  list_head items;                      // epoll_item, one per epoll set it is registered in; guarded by wait_lock
+  uint32_t row = ~0u;                   // its sock_row
+};
+
+// ---- fd table: flat, lock-free; one load and one branch for an fd that is not ours
+constexpr int fdtable_size = 1 << 20;
+extern std::atomic<file*>* fdtable;     // fdtable_size slots, or a one-slot dummy before set-up
+extern unsigned fdtable_limit;          // 0 before set-up
+inline file* fd_lookup(int fd) {
+  return ICEPATH_LIKELY(static_cast<unsigned>(fd) < fdtable_limit) ? fdtable[fd].load(std::memory_order_acquire) : nullptr;
+}
+inline socket* as_socket(file* f) { return f && f->kind == file_kind::tcp ? static_cast<socket*>(f) : nullptr; }
+
+// ---- life. All are called by preload after the kernel has done the call. None fails visibly: what cannot be watched stays the kernel's.
+void sock_on_socket(int fd, int domain, int type, int protocol);
+void sock_on_accept(file* listener, int fd, int flags);      // fd: the new connection
+void sock_on_listen(file* f);
+void sock_on_connect(file* f, int fd, int err);              // err: 0, EINPROGRESS, or the failure
+// close(fd): takes the slot; when it was the last reference, finishes the lanes first. Returns what close must return, -errno on error.
+int sock_close(int fd);
+void sock_on_dup(int oldfd, int newfd);                      // newfd now refers to oldfd's file; newfd's former file was dropped by sock_before_replace
+void sock_before_replace(int newfd);                         // dup2/dup3 onto newfd, close_range: like close, without the kernel close
+
+// ---- data. Return bytes or -errno, exactly as the kernel would.
+struct sock_msg {                       // the one internal message view (T03)
+  const iovec* iov;
+  size_t iovcnt;
+  int flags;
+  msghdr* hdr;                          // original header for names and control data, or nullptr
+  const sockaddr* name;                 // sendto
+  socklen_t namelen;
+  sockaddr* rname;                      // recvfrom
+  socklen_t* rnamelen;
+};
+ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m);
+ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m);
+
+// ---- the rest. Return value or -errno.
+int sock_shutdown(socket* s, int fd, int how);
+int sock_setsockopt(socket* s, int fd, int level, int name, const void* val, socklen_t len);
+int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t* len);
+int sock_ioctl(socket* s, int fd, unsigned long req, void* arg);
+void sock_on_setfl(socket* s, int flags);                    // after fcntl(F_SETFL) or FIONBIO succeeded
+// A call that has no native form: bring the connection back to its kernel lane completely (both directions), then the caller makes
+// the kernel call. 0, or -EAGAIN when it would block and the socket is non-blocking.
+int sock_demote(socket* s, const char* reason);
+
+// ---- readiness. Bits that the fast side answers for now (the others are asked of the kernel lane), and their value.
+struct readiness { uint32_t ready, kernel_bits; };
+readiness sock_poll(socket* s);                              // any thread
+void sock_add_waiter(socket* s, wait_entry* w);
+void sock_del_waiter(socket* s, wait_entry* w);
+void sock_wake(socket* s, uint32_t mask);                    // runs the waiters
+
+// ---- epoll, poll, select (src/sock/epoll.cpp, poll.cpp, select.cpp)
+void epoll_on_create(int epfd);
+// A lane of s changed: adjust its registration in every kernel epoll set to the bits the kernel still answers for.
+void epoll_sync(socket* s);
+void epoll_on_close(int fd, file* f);                        // fd leaves f; Linux removes the registration when the last fd of the open file goes
+void epoll_destroy(file* f);
+
+// ---- process
+void sock_fork_prepare(); void sock_fork_parent(); void sock_fork_child();
+void sock_exit();                                            // unsent data still arrives
+void sock_before_exec();
+
+}  // namespace icepath

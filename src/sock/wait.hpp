@@ -1,0 +1,40 @@
+// Waiting: spin for a budget that adapts, then sleep in the kernel on kernel fds, port fds and timers together (DESIGN section 6).
+//
+// A waiting thread names the stacks its condition depends on. While it spins it polls them; before it sleeps it arms them
+// and checks once more, so no wake-up is lost: (a) the peer's device model sees `armed` and writes the FIFO, (b) another thread of this
+// process that makes the condition true calls waiter_wake, which is seen by the check or wakes the sleeper.
+#pragma once
+#include <poll.h>
+#include <signal.h>
+#include <atomic>
+#include "base/types.hpp"
+
+namespace icepath {
+
+struct stack;
+
+struct waiter {                       // one per thread (thread-local), reused
+  std::atomic<uint32_t> signaled{0};
+  int event_fd = -1;                  // made on first sleep
+};
+waiter* this_waiter();
+void waiter_wake(waiter* w);          // any thread, signal-safe
+
+struct wait_plan {
+  uint64_t stacks = 0;                // bit n: stack number n
+  int (*check)(void* ctx) = nullptr;  // > 0: condition holds, returned by wait_until. Called with no owner word held
+  // Cheap look at kernel readiness while spinning, at most every few microseconds; > 0 as above. May be null.
+  int (*check_kernel)(void* ctx) = nullptr;
+  // Sleep: by default ppoll over fds[0..nfds) plus the wake fds. epoll supplies its own: it must return on any wake fd, kernel event, signal or timeout:
+  // 0 or -errno.
+  int (*sleep)(void* ctx, const int* wake_fds, unsigned n, nsec timeout /* ~0 forever */, const sigset_t* mask) = nullptr;
+  pollfd* fds = nullptr;
+  unsigned nfds = 0;
+  void* ctx = nullptr;
+  nsec deadline = ~nsec{0};           // absolute
+  const sigset_t* mask = nullptr;     // for the sleep, as ppoll
+};
+// check's or check_kernel's value, 0 at the deadline, -EINTR when a signal handler ran.
+int wait_until(const wait_plan& p);
+
+}  // namespace icepath

@@ -1,0 +1,53 @@
+// A stack: one thread's TCP/IP instance (DESIGN section 4): struct net, a local port, timers, counters.
+//
+// Owner word: a stack is used only between stack_enter and stack_leave. Uncontended: one CAS. The word holds the owner's
+// thread id, so that a signal handler that interrupts the owner sees that it must not wait (stack_enter returns false:
+// hand the work to the backlog). At leave, the backlog (lock-free, Boost.Lockfree) is run; an item pushed while somebody owns the word
+// is never stranded: the pusher re-checks the word after pushing.
+//
+// Who polls: the thread that is in a call on one of the stack's sockets (stack_poll); when it stays away for a short silence while
+// connections live, the helper thread does (timers, ACKs, retransmits go on while the application computes).
+// Sleeping: a thread that will sleep calls stack_arm on every stack it waits for, then sleeps on stack_wake_fd; the peer's device model or
+// stack_kick makes that fd readable.
+#pragma once
+#include <atomic>
+#include "net/net.hpp"
+
+namespace icepath {
+
+struct local_port;
+
+struct backlog_item {                 // owned by whoever allocated it until fn has run
+  void (*fn)(struct stack*, backlog_item*);
+};
+
+struct stack {
+  struct net net;
+  uint16_t no = 0;
+  local_port* port = nullptr;
+  alignas(64) std::atomic<uint32_t> owner{0};         // 0, or the tid of the thread inside
+  std::atomic<uint32_t> want{0};                      // contenders: a spinning owner must let go
+  std::atomic<nsec> last_poll{0};                     // for the helper thread
+  std::atomic<uint32_t> sockets{0};                   // promoted sockets living here
+  std::atomic<uint32_t> sleepers{0};                  // threads that sleep on the wake fd
+  void* backlog = nullptr;                            // MPSC queue of backlog_item*
+  std::atomic<bool> in_use{false};                    // owned by a live thread
+};
+
+stack* stack_of_thread();                 // the calling thread's stack, made on first use; nullptr: none to be had
+stack* stack_by_no(uint16_t no);          // nullptr when never made
+bool stack_enter(stack* s);               // false only when the calling thread is already inside (signal handler)
+void stack_leave(stack* s);
+void stack_defer(stack* s, backlog_item* it);  // run it under the owner word, soon; any thread, signal-safe
+// One round: attach work, rx_burst -> netif_receive_skb, clean_tx, timers, qdiscs. Must be inside. True when something was done.
+bool stack_poll_inside(stack* s);
+// enter + poll + leave; does nothing when another thread is inside. True when something was done.
+bool stack_poll(stack* s);
+bool stack_arm(stack* s);                 // before sleeping; false: there is work, poll again
+void stack_disarm(stack* s);
+int stack_wake_fd(const stack* s);
+void stack_kick(stack* s);                // make sleepers return; any thread, signal-safe
+nsec stack_next_timer(stack* s);          // absolute; ~0 none
+nsec clock_now();                         // CLOCK_MONOTONIC
+
+}  // namespace icepath
