@@ -1,6 +1,6 @@
 // Packet memory. One region per process (a shared file of the runtime directory, see region.hpp) is cut into
 // 4 KiB frames. Every frame has a reference count in private memory; a frame is free when it drops to zero.
-// frame_pool: process-wide, lock-free (batches of frames on a Boost.Lockfree queue). frame_cache: one per stack,
+// frame_pool: process-wide, lock-free (chains of frames, see chain_stack.hpp). frame_cache: one per stack,
 // only under that stack's owner word; the hot path touches only the cache (LIFO, so that frames stay warm).
 // Bounded: alloc returns nullptr when the region is exhausted; callers turn that into ENOBUFS or a closed window.
 #pragma once
@@ -38,13 +38,35 @@ class frame_cache {
  public:
   void init(frame_pool* p) { pool_ = p; n_ = 0; }
   void drain();                                      // everything back to the pool
-  uint8_t* alloc();                                  // refcount 1, or nullptr
-  void get(uint8_t* in_frame);                       // one more reference; any address inside the frame
-  void put(uint8_t* in_frame);                       // one less; frees at zero
+  uint8_t* alloc() {                                 // refcount 1, or nullptr
+    if (ICEPATH_UNLIKELY(n_ == 0) && !refill()) return nullptr;
+    const uint32_t i = idx_[--n_];
+    pool_->ref(i).store(1, std::memory_order_relaxed);
+    return pool_->addr(i);
+  }
+  // One more reference; any address inside the frame. Only a holder of a reference may call it, so a count of 1 is
+  // ours alone and no other thread can change it: a plain store does.
+  void get(uint8_t* in_frame) {
+    std::atomic<uint32_t>& r = pool_->ref(pool_->index(in_frame));
+    if (r.load(std::memory_order_relaxed) == 1) r.store(2, std::memory_order_relaxed);
+    else r.fetch_add(1, std::memory_order_relaxed);
+  }
+  // One less; frees at zero. acquire: sees what the other holders did before their release in fetch_sub.
+  void put(uint8_t* in_frame) {
+    const uint32_t i = pool_->index(in_frame);
+    std::atomic<uint32_t>& r = pool_->ref(i);
+    if (r.load(std::memory_order_acquire) != 1 && r.fetch_sub(1, std::memory_order_acq_rel) != 1) return;
+    r.store(0, std::memory_order_relaxed);
+    if (ICEPATH_UNLIKELY(n_ == cap)) spill();
+    idx_[n_++] = i;
+  }
+  bool shared(const uint8_t* in_frame) const { return pool_->ref(pool_->index(in_frame)).load(std::memory_order_acquire) > 1; }
   frame_pool* pool() const { return pool_; }
 
  private:
   static constexpr uint32_t cap = 512, batch = 128;
+  bool refill();
+  void spill();
   frame_pool* pool_ = nullptr;
   uint32_t n_ = 0;
   uint32_t idx_[cap];

@@ -9,6 +9,8 @@
 // Ownership is said by every function that takes an skb. `destructor` runs when an skb that is charged to a socket is
 // freed (Tx completion): it is where truesize accounting, TSQ and transmit timestamps hook in (T16, T32).
 #pragma once
+#include <atomic>
+
 #include "base/list.hpp"
 #include "base/types.hpp"
 #include "skb/frame.hpp"
@@ -56,24 +58,37 @@ struct sk_buff {
   uint16_t csum_start, csum_offset;                       // with ip_sum::partial: from head; within
   ip_sum ip_summed;
   uint8_t priority;          // TC_PRIO_*: picks the pfifo_fast band
-  uint8_t xmit_more : 1, fclone_busy : 1, vlan_present : 1, nonlinear_hdr : 1;
+  uint8_t xmit_more : 1, vlan_present : 1, nonlinear_hdr : 1;
+  uint8_t no_tail : 1;       // bytes after our tail in the linear frame belong to another skb (skb_split, clone): no tailroom
   uint16_t vlan_tci, queue_mapping;
   uint32_t mark, hash;
   nsec tstamp;               // departure time (send), arrival time (receive)
   tcp_skb_cb cb;
-  sk_buff* clone_of;         // the skb this was cloned from while both live, else nullptr
+  sk_buff* clone_of;         // the skb this was cloned from, or nullptr. Its storage outlives us, its contents perhaps not
+  uint32_t meta_ref;         // 1 for the skb itself and 1 for every living clone; atomic_ref, any thread (see skb_fclone_busy)
   skb_frag frags[max_skb_frags];
 
   uint32_t headlen() const { return len - data_len; }
   uint8_t* tail() const { return data + headlen(); }
   uint32_t headroom() const { return static_cast<uint32_t>(data - head); }
-  uint32_t tailroom() const { return data_len ? 0 : static_cast<uint32_t>(head + frame_size - tail()); }
+  uint32_t tailroom() const { return data_len || no_tail || !head ? 0 : static_cast<uint32_t>(head + frame_size - tail()); }
   uint8_t* mac() const { return head + mac_header; }
   uint8_t* network() const { return head + network_header; }
   uint8_t* transport() const { return head + transport_header; }
   bool is_gso() const { return gso_size != 0; }
 };
 
+static_assert(sizeof(sk_buff) <= 512);
+constexpr size_t sk_buff_stride = 512;   // whole cache lines
+constexpr uint32_t skb_truesize_base = sk_buff_stride, skb_truesize_frame = frame_size;
+
+// Is a clone of this skb still somewhere below us (qdisc, ring)? The question of TSQ and of retransmission (T17). Any thread.
+inline bool skb_fclone_busy(const sk_buff* s) {
+  return std::atomic_ref<uint32_t>(const_cast<uint32_t&>(s->meta_ref)).load(std::memory_order_acquire) > 1;
+}
+
+// Metadata of all pools come from one process-wide depot, so an skb may be freed into another stack's pool than it came from
+// (a qdisc run by another thread), and a pool that is destroyed leaves nobody with a dangling skb.
 class skb_pool {
  public:
   void init(frame_pool* frames);
@@ -84,13 +99,16 @@ class skb_pool {
   sk_buff* clone(sk_buff* skb);                       // shares every frame; sk and destructor are not inherited
   sk_buff* copy(const sk_buff* skb);                  // own linear+frag frames, private to write headers
   void free(sk_buff* skb);                            // runs destructor, drops frames
-  uint32_t allocated() const { return allocated_; }   // leak check
+  int32_t allocated() const { return allocated_; }    // got minus freed here: the sum over all pools is the leak check
 
  private:
   sk_buff* get();
-  sk_buff* free_ = nullptr;
-  uint32_t allocated_ = 0;
-  void* chunks_ = nullptr;
+  bool refill();
+  bool release(sk_buff* skb);
+  void spill(uint32_t keep);
+  sk_buff* free_ = nullptr;      // LIFO through next
+  uint32_t nr_free_ = 0;
+  int32_t allocated_ = 0;
 };
 
 // Linear part. put/push return the start of the new bytes and assert room in debug builds.
