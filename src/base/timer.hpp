@@ -16,7 +16,7 @@ struct timer {
 
 class timer_wheel {
  public:
-  explicit timer_wheel(nsec now = 0);
+  explicit timer_wheel(nsec now = 0) : clk_(now >> tick_shift) {}
   void arm(timer& t, nsec expires);      // moves it when armed
   void cancel(timer& t);                 // no effect when not armed
   size_t run(nsec now);                  // fires all that are due; returns how many. fn may arm and cancel any timer
@@ -26,12 +26,15 @@ class timer_wheel {
  private:
   static constexpr unsigned level_bits = 6, levels = 7, tick_shift = 16;  // tick = 65.536 us, reach = 2^58 ns
   static constexpr unsigned slots = 1u << level_bits;
-  list_head wheel_[levels][slots];
-  uint64_t occupied_[levels] = {};
-  uint64_t clk_;                         // current tick
+  mutable list_head wheel_[levels][slots];
+  mutable uint64_t occupied_[levels] = {};  // a bit may outlive its last timer, it is cleared when met
+  uint64_t clk_;                         // current tick: everything before it has been fired or cascaded
   size_t count_ = 0;
+  mutable nsec bound_ = ~nsec{0};        // no timer is due before it
+  mutable bool loose_ = false;           // bound_ may be raised: its timer was cancelled
   void place(timer& t);
-  void cascade(unsigned level, unsigned slot);
+  void take_due(nsec now, list_head& due);
+  nsec find_next() const;
 };
 
 }  // namespace icepath

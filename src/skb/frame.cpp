@@ -8,6 +8,8 @@
 
 #include <sys/mman.h>
 
+#include <new>
+
 #include "skb/chain_stack.hpp"
 
 namespace icepath {
