@@ -7,12 +7,14 @@
 //   drop  the device has freed skb (counted).
 // `more` promises another packet at once: the doorbell may be left out (T31).
 #pragma once
+#include <atomic>
 #include "base/types.hpp"
 #include "skb/sk_buff.hpp"
 
 namespace icepath {
 
 struct net;
+struct dql;
 class qdisc;
 enum class xmit : uint8_t { ok, busy, drop };
 
@@ -24,7 +26,8 @@ enum netdev_features : uint32_t {
 struct netdev_queue {            // one transmit queue as the upper half sees it
   qdisc* q = nullptr;            // nullptr: device without a queue (T22)
   std::atomic<uint32_t> state{0};  // QUEUE_STATE_*; set by the driver (ring full), by BQL, cleared by completion
-  nsec trans_start = 0;          // last successful start_xmit, for the watchdog (T27)
+  nsec trans_start = 0;          // last successful start_xmit, for the watchdog (T27); atomic_ref, relaxed
+  const dql* bql = nullptr;      // the ring's byte limit, if it has one: bounds bulk dequeue (T25). Owned by the driver
 };
 enum : uint32_t { QUEUE_STATE_DRV_XOFF = 1, QUEUE_STATE_STACK_XOFF = 2 /* BQL */, QUEUE_STATE_FROZEN = 4 };
 
@@ -38,6 +41,7 @@ struct net_device {
   bool up = false;
   uint16_t num_tx_queues = 0;    // queues in use; index = skb->queue_mapping
   netdev_queue* txq = nullptr;   // array, owned by the device
+  std::atomic<uint32_t> tx_sched{0};  // some qdisc of this device has its SCHED bit set: netif_run_queues has work
   uint64_t tx_packets = 0, tx_bytes = 0, tx_dropped = 0, tx_busy = 0, rx_packets = 0, rx_bytes = 0, rx_dropped = 0;
 
   virtual xmit start_xmit(sk_buff* skb, uint16_t txq, bool more) = 0;
@@ -59,7 +63,10 @@ inline bool netif_xmit_frozen_or_stopped(const netdev_queue& q) { return q.state
 int dev_queue_xmit(net& n, sk_buff* skb);
 // T24: called by wake_queue and by the poll loop: runs every qdisc of the device that has work.
 void netif_run_queues(net_device& dev);
-// The driver or BQL freed room: clears the bit and runs the qdisc if it has work.
+// A deferred run is waiting: do not sleep.
+inline bool netif_queues_scheduled(const net_device& dev) { return dev.tx_sched.load(std::memory_order_acquire) != 0; }
+// The driver or BQL freed room: clears the bit and runs the qdisc if it has work. It calls start_xmit, so a driver calls
+// it as the last thing of a clean-up round. Inside start_xmit it is safe too: the run that is going on looks again.
 void netif_tx_wake_queue(net_device& dev, uint16_t txq, uint32_t bit);
 inline void netif_tx_stop_queue(net_device& dev, uint16_t txq, uint32_t bit) { dev.txq[txq].state.fetch_or(bit, std::memory_order_acq_rel); }
 
