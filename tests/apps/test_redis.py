@@ -1,0 +1,93 @@
+#!/usr/bin/python3
+# redis-server with redis-benchmark and redis-cli; an accelerated and a plain client of one accelerated server at a time.
+import re
+import threading
+import lib
+from lib import check, need, run
+
+
+def test_benchmark(arm):
+    need("redis-server", "redis-benchmark")
+    port = lib.free_port()
+    srv = lib.redis(arm, port)
+    n = 10000
+    for clients in (1, 50):
+        b = run(arm, ["redis-benchmark", "-h", "127.0.0.1", "-p", port, "-t", "set,get", "-n", n, "-c", clients, "--csv"])
+        rows = re.findall(r'^"(SET|GET)","([\d.]+)"', b.out(), re.M)
+        check([r[0] for r in rows] == ["SET", "GET"], f"unexpected output:\n{b.out()}")
+        b.check_fast(tx=n * 36)                       # one GET request is 36 bytes
+    srv.stop()
+    srv.check_fast(tx=n * 5, rx=n * 36)
+
+
+def test_values_arrive(arm):
+    need("redis-server", "redis-cli")
+    port = lib.free_port()
+    srv = lib.redis(arm, port)
+    value = "".join(chr(97 + i * 7 % 26) for i in range(200000))
+    path = lib.tmpfile()
+    with open(path, "w") as f:
+        f.write("".join(f"SET key:{i} v{i}-{value[i:i + 3000]}\n" for i in range(300)))
+        f.write("".join(f"GET key:{i}\n" for i in range(300)))
+    with open(path) as f:
+        cli = lib.Program(arm, ["redis-cli", "-p", port], stdin=f).wait()
+    lines = cli.out().split("\n")
+    check(lines[:300] == ["OK"] * 300, "not every SET was answered OK")
+    for i in range(300):
+        check(lines[300 + i] == f"v{i}-{value[i:i + 3000]}", f"key:{i} came back different")
+    cli.check_fast(tx=100000, rx=100000)
+    srv.stop()
+    srv.check_fast(tx=100000, rx=100000)
+
+
+@lib.in_arms("fast")
+def test_plain_and_accelerated_client_together(_):
+    need("redis-server", "redis-cli")
+    port = lib.free_port()
+    srv = lib.redis("fast", port)
+    problems = []
+
+    def client(arm):
+        path = lib.tmpfile()
+        with open(path, "w") as f:
+            f.write("".join(f"SET {arm}:{i} {arm}-{i}\nGET {arm}:{i}\n" for i in range(3000)))
+        with open(path) as f:
+            p = lib.Program(arm, ["redis-cli", "-p", port], stdin=f).wait()
+        want = [x for i in range(3000) for x in ("OK", f"{arm}-{i}")]
+        if p.out().split("\n")[:6000] != want:
+            problems.append(f"{arm} client got a wrong answer")
+        try:
+            p.check_fast(tx=50000)
+        except lib.Failure as e:
+            problems.append(str(e))
+
+    threads = [threading.Thread(target=client, args=(a,)) for a in ("kernel", "fast")]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    check(not problems, "; ".join(problems))
+    srv.stop()
+    srv.check_fast(tx=10000)
+
+
+@lib.in_arms("fast")
+def test_ss_and_stat_show_the_fast_path(_):
+    need("redis-server", "redis-benchmark")
+    port = lib.free_port()
+    srv = lib.redis("fast", port)
+    bench = lib.Program("fast", ["redis-benchmark", "-p", port, "-t", "get", "-n", "2000000", "-c", "1", "-q"])
+    lib.until("icepath ss shows a fast row of both processes",
+              lambda: lib.fast_rows(srv.pid) and lib.fast_rows(bench.pid), 10)
+    row = lib.fast_rows(bench.pid)[0]
+    check(row["state"] == "ESTAB" and row["peer"] == f"127.0.0.1:{port}" and row["reason"], f"row is {row}")
+    check(row["cwnd"] > 0 and row["rtt_us"] >= 0 and row["comm"].startswith("redis-benchmar"), f"row is {row}")
+    stat = [p for p in lib.json.loads(lib.icepath("stat", "--json").stdout) if p["pid"] == srv.pid]
+    check(len(stat) == 1 and stat[0]["layers"]["Tcp"]["TcpInSegs"] > 0, f"stat is {stat}")
+    check(stat[0]["layers"]["Ring"]["RingTxDesc"] > 0, "no descriptor was used")
+    bench.kill()
+    lib.until("the killed process left the table", lambda: not lib.ss(bench.pid), 5)
+    srv.stop()
+
+
+lib.main([test_values_arrive, test_benchmark, test_plain_and_accelerated_client_together, test_ss_and_stat_show_the_fast_path])
