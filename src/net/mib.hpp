@@ -17,7 +17,8 @@ namespace icepath {
   X(TcpExtTCPAbortOnTimeout) X(TcpExtTCPAbortFailed) X(TcpExtTCPRcvCoalesce) X(TcpExtTCPSpuriousRTOs) X(TcpExtListenOverflows) X(TcpExtListenDrops) X(TcpExtTCPBacklogDrop) \
   X(TxBytes) X(RxBytes) X(QdiscBypass) X(QdiscEnqueue) X(QdiscRequeue) X(QdiscDrop) X(QdiscMissed) \
   X(RingTxDesc) X(RingDoorbells) X(RingBusy) X(RingBqlStops) X(RingRxDesc) X(RingRxNoBuf) X(RingWakes) X(RingMddEvents) X(RingPaused) X(RingTxLinearize) \
-  X(SockPromoted) X(SockDemoted) X(SockPromoteFailed) X(SockLaneDead) X(StackPolls) X(StackSpins) X(StackSleeps) X(StackWakes) X(StackBacklog)
+  X(SockPromoted) X(SockDemoted) X(SockPromoteFailed) X(SockLaneDead) X(StackPolls) X(StackSpins) X(StackSleeps) X(StackWakes) X(StackBacklog) \
+  X(IpInUnknownProtos) X(IpInDiscards) X(IpInTruncatedPkts) X(IpInCsumErrors) X(IpReasmFails) X(IpOutFragFails)
 
 struct mib {
 #define X(n) std::atomic<uint64_t> n{0};
