@@ -37,6 +37,7 @@ struct net_device {
   uint32_t features = 0;
   uint32_t mtu = 1500;           // bytes of IP packet
   uint32_t gso_max_size = 65536, gso_max_segs = 65535;
+  uint32_t gso_min_size = 0;     // a TSO packet with a smaller gso_size is cut in software
   uint8_t dev_addr[6] = {};
   bool up = false;
   uint16_t num_tx_queues = 0;    // queues in use; index = skb->queue_mapping
