@@ -1,0 +1,470 @@
+// epoll_ctl, and the registration of our sockets in the kernel's half of a set.
+// Any thread. Holds the set's lock across the kernel's epoll_ctl; with signals blocked where socket::wait_lock is taken as well.
+//
+// How an item stands in the kernel set (item_kernel_apply):
+//   kernel answers all its bits, no oneshot   with the application's own data: the kernel's results need no translation
+//   kernel answers some of them, or oneshot   with our cookie as data: results are filtered, merged and translated (epoll_wait.cpp)
+//   the fast side answers all                 not at all: the kernel reports EPOLLERR and EPOLLHUP of whatever stands there
+// Failure: an errno of the kernel is the call's result; when the kernel refuses a later change, the item is left to the fast side.
+#include <sys/eventfd.h>
+#include <cerrno>
+#include "base/usercopy.hpp"
+#include "sock/epoll.hpp"
+#include "stack/stack.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr uint32_t exclusive_ok = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPOLLWAKEUP | EPOLLET | EPOLLEXCLUSIVE;
+constexpr const char* why_unwatched = "in an epoll set icepath does not watch";
+constexpr const char* why_nested = "in an epoll set watched by too many others";
+
+int kernel_ctl(int ep, int op, int fd, uint32_t events, uint64_t data) {
+  epoll_event ev{};
+  ev.events = events;
+  ev.data.u64 = data;
+  return real::epoll_ctl(ep, op, fd, &ev) < 0 ? -errno : 0;
+}
+int passed(int r) { return r < 0 ? -errno : r; }
+
+void wait_lock(socket* s) {
+  for (unsigned spins = 0; s->wait_lock.exchange(1, std::memory_order_acquire); ++spins)
+    if (spins < 200) mux_pause(); else sched_yield();
+}
+void wait_unlock(socket* s) { s->wait_lock.store(0, std::memory_order_release); }
+
+epoll_item** fd_slot(epoll* ep, int fd, bool make) {
+  if (static_cast<unsigned>(fd) >= static_cast<unsigned>(fdtable_size)) return nullptr;
+  const auto pages = [](size_t n) {
+    void* const m = mmap(nullptr, n, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return m == MAP_FAILED ? nullptr : m;
+  };
+  if (!ep->by_fd) {
+    if (!make) return nullptr;
+    ep->by_fd = static_cast<epoll_item***>(pages(sizeof(epoll_item**) * epoll::fd_pages));
+    if (!ep->by_fd) return nullptr;
+  }
+  epoll_item**& page = ep->by_fd[fd / epoll::fd_page];
+  if (!page) {
+    if (!make) return nullptr;
+    page = static_cast<epoll_item**>(pages(sizeof(epoll_item*) * epoll::fd_page));
+    if (!page) return nullptr;
+  }
+  return &page[fd % epoll::fd_page];
+}
+
+epoll_item* find(epoll* ep, int fd, const file* target) {
+  epoll_item** const p = fd_slot(ep, fd, false);
+  epoll_item* const it = p ? *p : nullptr;
+  if (!it || it->fd != fd || it->dead.load(std::memory_order_relaxed)) return nullptr;
+  return it->s == target || it->inner == target ? it : nullptr;
+}
+
+// Sets that are not ours (inherited, from before our time) as one pseudo set: their sockets stay in the kernel.
+epoll* unwatched_set() {
+  static epoll* const ep = [] {
+    epoll* const e = epoll_alloc();
+    if (e) e->exported.store(why_unwatched, std::memory_order_release);
+    return e;
+  }();
+  return ep;
+}
+
+bool link_outer(epoll_item* it) {
+  for (auto& o : it->inner->outer) {
+    epoll_item* expected = nullptr;
+    if (o.compare_exchange_strong(expected, it, std::memory_order_seq_cst)) {
+      it->inner->watched.fetch_add(1, std::memory_order_seq_cst);
+      return true;
+    }
+  }
+  return false;
+}
+
+// False: somebody walks the list and will not leave it (a signal handler interrupted it in this thread): the item must not be reused.
+bool unlink_outer(epoll_item* it) {
+  bool was_there = false;
+  for (auto& o : it->inner->outer) {
+    epoll_item* expected = it;
+    if (o.compare_exchange_strong(expected, nullptr, std::memory_order_seq_cst)) { was_there = true; break; }
+  }
+  if (!was_there) return true;
+  it->inner->watched.fetch_sub(1, std::memory_order_seq_cst);
+  for (unsigned spins = 0; it->inner->notifying.load(std::memory_order_seq_cst); ++spins) {
+    if (spins > 100000) return false;
+    if (spins > 200) sched_yield(); else mux_pause();
+  }
+  return true;
+}
+
+// The inner set cannot tell all who watch it: its sockets go back to the kernel, where readiness of nested sets is the kernel's business.
+void export_set(epoll* ep, const char* why) {
+  ep->exported.store(why, std::memory_order_seq_cst);
+  for (;;) {
+    socket* s = nullptr;
+    if (!ep->lock.lock()) return;
+    for (list_node* n = ep->items.next; n != &ep->items && !s; n = n->next) {
+      epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
+      if (it->s && it->s->st) s = it->s;
+    }
+    epoll_unlock(ep);
+    if (!s || sock_demote(s, why) < 0) return;
+    if (s->st) return;
+  }
+}
+
+int add(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev, bool watched) {
+  no_signals block;
+  if (!ep->lock.lock()) return -EAGAIN;
+  int err = 0;
+  epoll_item* it = nullptr;
+  epoll_item** const slot = watched ? fd_slot(ep, fd, true) : nullptr;
+  if (watched && !slot) err = -ENOMEM;
+  else if (watched && find(ep, fd, target)) err = -EEXIST;
+  else if ((ev.events & EPOLLEXCLUSIVE) && ((ev.events & ~exclusive_ok) || as_epoll(target))) err = -EINVAL;
+  else if (!(it = item_alloc())) err = -ENOMEM;
+  if (err) {
+    epoll_unlock(ep);
+    return err;
+  }
+  it->ep = ep;
+  it->fd = it->kfd = fd;
+  it->events.store(ev.events, std::memory_order_relaxed);
+  it->data = ev.data.u64;
+  it->s = as_socket(target);
+  it->inner = as_epoll(target);
+  ep->items.push_back(it->all);
+  if (it->s) {                                          // before the look at the lanes: a change from now on is told to us
+    wait_lock(it->s);
+    it->s->items.push_back(it->of_socket);
+    wait_unlock(it->s);
+    if (watched) sock_add_waiter(it->s, &it->we);
+  } else if (!link_outer(it)) {
+    err = -EMFILE;
+  } else {
+    ep->nested.fetch_add(1, std::memory_order_relaxed);
+  }
+  bool ours = false;
+  if (!err && watched) ours = item_kernel_apply(it, false, &err);
+  if (err) {
+    item_remove(it);
+    epoll_unlock(ep);
+    if (err != -EMFILE) return err;
+    export_set(as_epoll(target), why_nested);
+    ep->foreign.store(true, std::memory_order_relaxed);
+    return kernel_ctl(epfd, EPOLL_CTL_ADD, fd, ev.events, ev.data.u64);
+  }
+  if (slot) *slot = it;
+  if (watched) item_set_stack(it);
+  if (ours && item_queue(it)) epoll_notify(ep);
+  if (it->inner && ep->plain.load(std::memory_order_seq_cst)) epoll_kick(ep);
+  epoll_unlock(ep);
+  return 0;
+}
+
+int modify(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev) {
+  if (!ep->lock.lock()) return -EAGAIN;
+  epoll_item* const it = find(ep, fd, target);
+  int err = 0;
+  if (!it) {
+    err = kernel_ctl(epfd, EPOLL_CTL_MOD, fd, ev.events, ev.data.u64);
+  } else if ((ev.events | it->events.load(std::memory_order_relaxed)) & EPOLLEXCLUSIVE) {
+    err = -EINVAL;
+  } else {
+    it->events.store(ev.events, std::memory_order_relaxed);
+    it->data = ev.data.u64;
+    it->disabled.store(false, std::memory_order_seq_cst);
+    if (item_kernel_apply(it, true, &err) && item_queue(it)) epoll_notify(ep);
+  }
+  epoll_unlock(ep);
+  return err;
+}
+
+int remove(epoll* ep, int epfd, int fd, file* target) {
+  no_signals block;
+  if (!ep->lock.lock()) return -EAGAIN;
+  epoll_item* const it = find(ep, fd, target);
+  int err = 0;
+  if (it) {
+    item_kernel_del(it);
+    item_remove(it);
+  } else {
+    err = kernel_ctl(epfd, EPOLL_CTL_DEL, fd, 0, 0);
+  }
+  epoll_unlock(ep);
+  return err;
+}
+
+// ours in a set that is not: the kernel does it all; we only see to it that the socket stays there.
+int unwatched_ctl(int epfd, int op, int fd, epoll_event* ev, file* target) {
+  const int r = passed(real::epoll_ctl(epfd, op, fd, ev));
+  if (r < 0 || op != EPOLL_CTL_ADD) return r;
+  if (epoll* const in = as_epoll(target)) { export_set(in, why_unwatched); return r; }
+  socket* const s = as_socket(target);
+  epoll* const pseudo = unwatched_set();
+  if (s && pseudo && add(pseudo, -1, fd, target, epoll_event{}, false) == 0 && s->st) sock_demote(s, why_unwatched);
+  return r;
+}
+
+}  // namespace
+
+int mux_epoll_ctl(int epfd, int op, int fd, epoll_event* ev) {
+  file* const target = fd_lookup(fd);
+  epoll* const ep = as_epoll(fd_lookup(epfd));
+  if (!target || target->kind == file_kind::none || (!ep && (target->kind != file_kind::tcp && target->kind != file_kind::epoll))) {
+    const int r = passed(real::epoll_ctl(epfd, op, fd, ev));
+    if (ep && r == 0 && op == EPOLL_CTL_ADD) ep->foreign.store(true, std::memory_order_relaxed);
+    return r;
+  }
+  if (!ep) return unwatched_ctl(epfd, op, fd, ev, target);
+  epoll_event own{};
+  if (op == EPOLL_CTL_DEL) return remove(ep, epfd, fd, target);
+  if ((op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD) || copy_from_user(&own, ev, sizeof own) || target == ep)
+    return passed(real::epoll_ctl(epfd, op, fd, ev));
+  return op == EPOLL_CTL_ADD ? add(ep, epfd, fd, target, own, true) : modify(ep, epfd, fd, target, own);
+}
+
+// ---- the kernel's half
+
+bool item_kernel_apply(epoll_item* it, bool force, int* err) {
+  epoll* const ep = it->ep;
+  if (it->disabled.load(std::memory_order_relaxed)) return false;
+  const uint32_t asked = it->events.load(std::memory_order_relaxed);
+  const uint32_t all = (asked & ep_bits) | ep_always;
+  const uint32_t k = it->inner ? all : all & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+  const bool cookie = it->inner || (asked & EPOLLONESHOT) || k != all;
+  const bool fast = it->inner || k != all;
+  if (!k) { item_kernel_del(it); return fast; }
+  // What was asked beside the event bits stays; EPOLLERR and EPOLLHUP need not be named.
+  const uint32_t kev = (k & ~(k == all ? 0 : ep_always)) | (asked & ~ep_bits);
+  const uint32_t want = k == all ? asked : kev;
+  const uint64_t data = cookie ? item_cookie(it) : it->data;
+  const int epfd = ep->fd.load(std::memory_order_relaxed);
+  int r = 0;
+  if (it->in_kernel && (force || it->kreg != want || it->kcookie != cookie)) {
+    if (want & EPOLLEXCLUSIVE) {                        // the kernel does not modify these
+      item_kernel_del(it);
+    } else {
+      r = kernel_ctl(epfd, EPOLL_CTL_MOD, it->kfd, want, data);
+      if (r == -ENOENT || r == -EBADF) item_kernel_del(it);
+    }
+  }
+  if (!it->in_kernel) {
+    r = kernel_ctl(epfd, EPOLL_CTL_ADD, it->kfd, want, data);
+    // Without err (a lane came back) an entry that stands there is a fork relative's, or one we lost sight of: take it over.
+    if (r == -EEXIST && !err) r = kernel_ctl(epfd, EPOLL_CTL_MOD, it->kfd, want, data);
+    if (r == 0) {
+      it->in_kernel = true;
+      ep->in_kernel.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+  if (r == 0) {
+    it->kreg = want;
+    it->kcookie = cookie;
+    ep->hot.store(true, std::memory_order_release);
+  } else if (err) {
+    *err = r;
+  }
+  return fast;
+}
+
+void item_kernel_del(epoll_item* it) {
+  if (!it->in_kernel) return;
+  kernel_ctl(it->ep->fd.load(std::memory_order_relaxed), EPOLL_CTL_DEL, it->kfd, 0, 0);
+  it->in_kernel = false;
+  it->ep->in_kernel.fetch_sub(1, std::memory_order_relaxed);
+}
+
+void item_remove(epoll_item* it) {
+  epoll* const ep = it->ep;
+  bool reusable = true;
+  if (it->s && !it->dead.load(std::memory_order_relaxed)) {
+    if (it->we.node.linked()) sock_del_waiter(it->s, &it->we);
+    wait_lock(it->s);
+    it->of_socket.unlink();
+    wait_unlock(it->s);
+  }
+  if (it->inner) {
+    reusable = unlink_outer(it);
+    ep->nested.fetch_sub(1, std::memory_order_relaxed);
+  }
+  epoll_take_incoming(ep);                              // nobody can push it any more
+  if (it->ready.linked()) {
+    it->ready.unlink();
+    ep->nready.store(ep->nready.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  }
+  if (it->in_kernel) ep->in_kernel.fetch_sub(1, std::memory_order_relaxed);
+  if (it->stack_no >= 0 && --ep->stack_refs[it->stack_no] == 0) ep->mask.fetch_and(~(uint64_t{1} << it->stack_no), std::memory_order_seq_cst);
+  if (epoll_item** const p = fd_slot(ep, it->fd, false); p && *p == it) *p = nullptr;
+  it->all.unlink();
+  if (reusable) item_free(it); else it->ep = nullptr;
+}
+
+void item_set_stack(epoll_item* it) {
+  epoll* const ep = it->ep;
+  const stack* const st = it->s ? it->s->st : nullptr;
+  const int8_t no = st && st->no < 64 ? static_cast<int8_t>(st->no) : int8_t{-1};
+  if (no == it->stack_no) return;
+  if (it->stack_no >= 0 && --ep->stack_refs[it->stack_no] == 0) ep->mask.fetch_and(~(uint64_t{1} << it->stack_no), std::memory_order_seq_cst);
+  it->stack_no = no;
+  if (no >= 0 && ep->stack_refs[no]++ == 0) {
+    ep->mask.fetch_or(uint64_t{1} << no, std::memory_order_seq_cst);
+    if (ep->plain.load(std::memory_order_seq_cst)) epoll_kick(ep);   // partner: epoll_wait looks at mask after it counted itself
+    for (auto& o : ep->outer)
+      if (epoll_item* const out = o.load(std::memory_order_acquire))
+        if (epoll* const oe = out->ep; oe && oe->plain.load(std::memory_order_seq_cst)) epoll_kick(oe);
+  }
+}
+
+// ---- lane changes
+
+void epoll_sync_item(epoll_item* it) {
+  if (it->dead.load(std::memory_order_relaxed)) return;
+  item_kernel_apply(it, false);
+  item_set_stack(it);
+  if (item_queue(it)) epoll_notify(it->ep);
+}
+
+void epoll_sync(socket* s) {
+  static std::atomic<uint32_t> marks{0};
+  if (!s->items.empty()) {
+    no_signals block;
+    const uint32_t mark = marks.fetch_add(1, std::memory_order_relaxed) + 1;
+    for (;;) {
+      epoll_item* it = nullptr;
+      epoll* ep = nullptr;
+      wait_lock(s);
+      for (list_node* n = s->items.next; n != &s->items && !it; n = n->next) {
+        epoll_item* const i = list_entry<epoll_item, &epoll_item::of_socket>(n);
+        if (i->sync_mark == mark || !i->we.node.linked()) continue;
+        i->sync_mark = mark;
+        it = i;
+        ep = i->ep;
+      }
+      wait_unlock(s);
+      if (!it) break;
+      if (!ep->lock.lock()) {
+        it->resync.store(true, std::memory_order_relaxed);
+        ep->pending.store(true, std::memory_order_relaxed);
+        continue;
+      }
+      if (it->ep == ep && it->s == s) epoll_sync_item(it);
+      epoll_unlock(ep);
+    }
+  }
+  sock_wake(s, ~0u);                                    // poll and select ask anew who answers what
+}
+
+void epoll_on_close(int fd, file* f) {
+  socket* const s = as_socket(f);
+  if (!s || s->items.empty()) return;
+  no_signals block;
+  const bool last = f->nr_fds.load(std::memory_order_acquire) <= (fd_lookup(fd) == f ? 1u : 0u);
+  int other = -1;
+  for (int i = 0; !last && other < 0 && static_cast<unsigned>(i) < fdtable_limit; ++i)
+    if (i != fd && fdtable[i].load(std::memory_order_relaxed) == f) other = i;
+  for (;;) {
+    epoll_item* it = nullptr;
+    epoll* ep = nullptr;
+    wait_lock(s);
+    for (list_node* n = s->items.next; n != &s->items && !it; n = n->next) {
+      epoll_item* const i = list_entry<epoll_item, &epoll_item::of_socket>(n);
+      if (!last && (i->kfd != fd || other < 0)) continue;
+      it = i;
+      ep = i->ep;
+    }
+    wait_unlock(s);
+    if (!it) return;
+    if (!ep->lock.lock()) {                             // handler of the thread that works on the set: it removes the item when it unlocks
+      if (!last) return;
+      if (it->we.node.linked()) sock_del_waiter(s, &it->we);
+      wait_lock(s);
+      it->of_socket.unlink();
+      wait_unlock(s);
+      it->dead.store(true, std::memory_order_seq_cst);
+      ep->pending.store(true, std::memory_order_seq_cst);
+      continue;
+    }
+    if (it->ep != ep || it->s != s) { epoll_unlock(ep); continue; }
+    if (last) {
+      if (it->kcookie) item_kernel_del(it);             // else the kernel does what it always does
+      item_remove(it);
+    } else {                                            // Linux keeps the registration: carry it over to a number we can still name
+      item_kernel_del(it);
+      it->kfd = other;
+      if (it->we.node.linked()) item_kernel_apply(it, false);
+    }
+    epoll_unlock(ep);
+  }
+}
+
+bool epoll_item_allows_promotion(socket* s, const char** reason) {
+  bool ok = true;
+  if (s->items.empty()) return ok;
+  no_signals block;
+  wait_lock(s);
+  for (list_node* n = s->items.next; n != &s->items && ok; n = n->next)
+    if (const char* const why = list_entry<epoll_item, &epoll_item::of_socket>(n)->ep->exported.load(std::memory_order_acquire)) {
+      ok = false;
+      if (reason) *reason = why;
+    }
+  wait_unlock(s);
+  return ok;
+}
+
+void epoll_export(int epfd) {
+  epoll* const ep = as_epoll(fd_lookup(epfd));
+  if (!ep) return;
+  export_set(ep, "in an epoll set given to another program");
+  if (!ep->lock.lock()) return;
+  for (list_node* n = ep->items.next; n != &ep->items; n = n->next) {
+    epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
+    if (it->in_kernel && it->kcookie && !it->disabled.load(std::memory_order_relaxed))
+      kernel_ctl(ep->fd.load(std::memory_order_relaxed), EPOLL_CTL_MOD, it->kfd, it->kreg, it->data);
+  }
+  epoll_unlock(ep);
+}
+
+// ---- threads that sleep in a plain kernel wait when the set stops being plain: an eventfd that is always readable is put into the set
+// for one wake-up at a time. Whoever finds it among his events and knows that others still sleep arms it again, a bounded number of times.
+
+bool is_kick(uint64_t data) { return is_cookie(data) && static_cast<uint32_t>(data) == ~0u; }
+
+static uint64_t kick_data() {
+  static const uint64_t high = [] {
+    epoll_item probe;
+    return item_cookie(&probe) >> 32 << 32;
+  }();
+  return high | ~uint32_t{0};
+}
+
+static void arm_kick(epoll* ep) {
+  static std::atomic<int> kick_fd{-1};
+  int fd = kick_fd.load(std::memory_order_acquire);
+  if (fd < 0) {
+    const int made = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (made < 0) return;
+    const int high = real::fcntl(made, F_DUPFD_CLOEXEC, 900);
+    if (high >= 0) real::close(made);
+    fd = high >= 0 ? high : made;
+    int expected = -1;
+    if (!kick_fd.compare_exchange_strong(expected, fd, std::memory_order_acq_rel)) { real::close(fd); fd = expected; }
+  }
+  const int epfd = ep->fd.load(std::memory_order_relaxed);
+  const int r = kernel_ctl(epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLONESHOT, kick_data());
+  if (r == -EEXIST) kernel_ctl(epfd, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, kick_data());
+}
+
+void epoll_kick(epoll* ep) {
+  ep->kicks.store(1000, std::memory_order_relaxed);
+  arm_kick(ep);
+}
+
+void epoll_kick_again(epoll* ep) {
+  if (!ep->plain.load(std::memory_order_seq_cst)) return;
+  uint32_t k = ep->kicks.load(std::memory_order_relaxed);
+  while (k && !ep->kicks.compare_exchange_weak(k, k - 1, std::memory_order_relaxed)) {}
+  if (k) arm_kick(ep);
+}
+
+}  // namespace icepath
