@@ -35,6 +35,8 @@ attach local_port_attach(local_port* p, const peer_stack& peer, uint16_t* txq, u
 // The peer process is known dead, or the last connection to it is gone: free its queues both ways. Frames return to the pool.
 void local_port_detach(local_port* p, const peer_stack& peer);
 unsigned local_port_peers(const local_port* p);
+// The peer's region as mapped for its queue, also after its death; nullptr when not attached (any more). Read nothing unchecked.
+const region_peer* local_port_peer_region(const local_port* p, const peer_stack& peer);
 // Set by start-up code before the first port is made; may stay null. init: transmit queue `txq` became usable (it may have been used for
 // another peer before). fini: it is about to go; what waits in its qdisc has nowhere to go.
 extern void (*local_port_queue_init)(net& n, net_device& dev, uint16_t txq);

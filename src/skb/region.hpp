@@ -23,6 +23,9 @@ namespace icepath {
 constexpr uint32_t region_magic = 0x49434550, region_version = 1;
 constexpr uint32_t max_processes = 1024, max_stacks = 64, max_sock_rows = 16384;
 constexpr uint64_t region_max_bytes = 4ull << 30;       // address space; memory is used as it is touched
+constexpr uint32_t region_max_frames = (2ull << 30) >> frame_shift;
+constexpr uint64_t region_function_stride = 64 << 10;   // driver/e810 lays out the inside, one per stack
+constexpr uint64_t region_ring_bytes = 256ull << 20;    // ring area, of address space
 
 // One row per tracked TCP socket of the process, for `icepath ss`. Single writer (the process, under a per-row seq), readers elsewhere.
 struct sock_row {
@@ -46,7 +49,7 @@ struct control_mailbox {
   int32_t status;                    // 0 or -errno
   uint32_t count;                    // sockets concerned
 };
-enum class control_cmd : uint32_t { none, off, on, demote_sock };
+enum class control_cmd : uint32_t { none, off, on, demote_sock, refresh };
 
 struct region_header {
   uint32_t magic, version, header_bytes;
@@ -65,22 +68,34 @@ struct region_header {
   alignas(64) mib stats[max_stacks];
 };
 
-struct region {                      // our own
+// The layout is the same in every region of this version, so a peer's offsets are these constants and never read from its header
+// (which repeats them for the tools, and region_open_peer refuses a region where they differ).
+constexpr uint64_t region_align(uint64_t v, uint64_t a = 4096) { return (v + a - 1) & ~(a - 1); }
+constexpr uint64_t region_rows_off = region_align(sizeof(region_header));
+constexpr uint64_t region_functions_off = region_align(region_rows_off + max_sock_rows * sizeof(sock_row));
+constexpr uint64_t region_rings_off = region_align(region_functions_off + max_stacks * region_function_stride);
+constexpr uint64_t region_frames_off = region_align(region_rings_off + region_ring_bytes, 2 << 20);
+static_assert(region_frames_off + (uint64_t{region_max_frames} << frame_shift) <= region_max_bytes);
+
+struct region {                      // our own; does not move while it is in use
   uint8_t* base = nullptr;
   uint64_t bytes = 0;
   int fd = -1, dir_fd = -1;
   uint32_t slot = 0;
   uint64_t cookie = 0;
+  struct ring_area* ring_map = nullptr;           // which pages of the ring area are taken; private memory
   frame_pool frames;
   region_header* hdr = nullptr;
   sock_row* rows = nullptr;
-  uint8_t* function(uint16_t stack_no) const { return base + hdr->functions_off + uint64_t{stack_no} * hdr->function_stride; }
+  uint8_t* function(uint16_t stack_no) const { return base + region_functions_off + uint64_t{stack_no} * region_function_stride; }
   uint8_t* alloc_ring(size_t bytes);              // 4 KiB aligned, zeroed, from the ring area; any thread; nullptr: none left
   void free_ring(uint8_t* p, size_t bytes);
 };
 
 result<bool> region_create(region& r);            // opens the directory, takes a slot, lays out. Error: errno
 void region_destroy(region& r);                   // unlinks, unmaps
+void region_forget(region& r);                    // child of fork: lets go of the parent's region, which stays untouched
+unsigned region_reclaim_dead();                   // removes what dead processes left in the directory; how many
 const char* runtime_dir_path();                   // of this process's network namespace; static buffer, made on first use
 
 struct region_peer {                 // somebody's region, mapped (maybe our own)
@@ -89,10 +104,12 @@ struct region_peer {                 // somebody's region, mapped (maybe our own
   uint32_t slot = 0;
   uint64_t cookie = 0;
   const region_header* hdr() const { return reinterpret_cast<const region_header*>(base); }
+  uint8_t* function(uint16_t stack_no) const { return base + region_functions_off + uint64_t{stack_no} * region_function_stride; }  // stack_no < max_stacks
+  bool contains(uint64_t off, uint64_t n) const { return off <= bytes && n <= bytes - off; }
 };
 // Maps the region in `slot` if its cookie matches (cookie 0: any). read_only for the tools. ESRCH: nobody there or dead.
 result<region_peer> region_open_peer(uint32_t slot, uint64_t cookie, bool read_only);
 void region_close_peer(region_peer& p);
-bool region_alive(uint32_t slot, uint64_t cookie);   // by the OFD lock; two system calls
+bool region_alive(uint32_t slot, uint64_t cookie);   // by the OFD lock; four system calls. cookie 0: any
 
 }  // namespace icepath

@@ -46,6 +46,8 @@ struct socket : file {
   uint16_t family = 0;
   std::atomic<bool> fast{false};        // true from the moment any call must look at the lanes (promotion committed)
   std::atomic<bool> nonblock{false};
+  std::atomic<bool> soft_block{false};  // blocking plain calls wait where a promotion can interrupt them
+  std::atomic<bool> never{false};       // must not be promoted (again); `reason` says why
   std::atomic<uint32_t> rx_calls{0}, tx_calls{0};   // kernel calls in flight: promotion waits for zero
   std::atomic<uint64_t> k_tx{0}, k_rx{0};           // bytes that went by the kernel lane since birth
   std::atomic<uint32_t> ops{0};         // data calls so far, for lazy promotion
@@ -55,8 +57,15 @@ struct socket : file {
   list_head waiters;                    // wait_entry; guarded by wait_lock
   std::atomic<uint32_t> wait_lock{0};
   nsec rcvtimeo = ~nsec{0}, sndtimeo = ~nsec{0};    // ~0: none
+  uint32_t rcvlowat = 1;
+  uint8_t buf_locked = 0;               // 1: SO_RCVBUF, 2: SO_SNDBUF set by the program
+  std::atomic<bool> inherited{false};   // in a fork child: the parent's connection; asked back before the first use
+  std::atomic<uint64_t> rd_state{~0ull << 32};      // readiness as last published by the owner: kernel_bits << 32 | ready
+  int pending_err = 0;                  // reported once by the next call
   list_head items;                      // epoll_item, one per epoll set it is registered in; guarded by wait_lock
+  uint32_t parent_row = ~0u;            // fork child: the row in the parent's region
   uint32_t row = ~0u;                   // its sock_row
+  list_node member;                     // pool.cpp: on the list of live or free sockets
 };
 
 // ---- fd table: flat, lock-free; one load and one branch for an fd that is not ours
@@ -89,8 +98,15 @@ struct sock_msg {                       // the one internal message view (T03)
   sockaddr* rname;                      // recvfrom
   socklen_t* rnamelen;
 };
+constexpr int EPIPE_RAISED = 4096 + EPIPE;   // sock_sendmsg: EPIPE for which the kernel has raised SIGPIPE already (kernel lane)
 ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m);
 ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m);
+
+// Around a transfer the caller makes itself with a kernel call on a socket that is not promoted (sendfile): true: go ahead,
+// then end with the bytes that entered the socket. False: the socket is on the fast lane.
+bool sock_plain_tx_begin(socket* s, int fd);
+void sock_plain_tx_end(socket* s, ssize_t bytes);
+bool sock_address(const sockaddr_storage& a, inet_addr* addr, uint16_t* port);   // false: not IP
 
 // ---- the rest. Return value or -errno.
 int sock_shutdown(socket* s, int fd, int how);

@@ -8,15 +8,35 @@
 #include <signal.h>
 #include <atomic>
 #include "base/types.hpp"
+#include "sock/socket.hpp"
 
 namespace icepath {
 
 struct stack;
 
-struct waiter {                       // one per thread (thread-local), reused
+struct waiter {                       // one per thread; type-stable, goes to another thread when its own ends
   std::atomic<uint32_t> signaled{0};
+  std::atomic<uint32_t> sleeping{0};  // about to sleep on event_fd, or asleep
   int event_fd = -1;                  // made on first sleep
+  wait_entry entry;                   // for waiting on one socket (sock_sleeper)
+  socket* on = nullptr;
+  waiter* next_free = nullptr;
 };
+
+// While it lives, a change of readiness of s wakes the calling thread's wait_until.
+class sock_sleeper {
+ public:
+  explicit sock_sleeper(socket* s);
+  ~sock_sleeper();
+  sock_sleeper(const sock_sleeper&) = delete;
+
+ private:
+  waiter* w_;
+};
+
+// Raised by every signal handler that runs in this thread (preload/call_signal.cpp): a wait that spins must end with EINTR as one in the kernel would.
+extern thread_local volatile uint32_t signals_seen;
+void wait_forget();                   // in a fork child
 waiter* this_waiter();
 void waiter_wake(waiter* w);          // any thread, signal-safe
 

@@ -11,32 +11,39 @@
 // stack_kick makes that fd readable.
 #pragma once
 #include <atomic>
+#include "base/list.hpp"
 #include "net/net.hpp"
 
 namespace icepath {
 
 struct local_port;
+struct stack;
 
 struct backlog_item {                 // owned by whoever allocated it until fn has run
-  void (*fn)(struct stack*, backlog_item*);
+  void (*fn)(stack*, backlog_item*);
+  backlog_item* next;
 };
 
 struct stack {
   struct net net;
   uint16_t no = 0;
   local_port* port = nullptr;
-  alignas(64) std::atomic<uint32_t> owner{0};         // 0, or the tid of the thread inside
+  alignas(64) std::atomic<uint32_t> owner{0};         // 0, or the tid of the thread inside; bit 31: somebody sleeps on it
   std::atomic<uint32_t> want{0};                      // contenders: a spinning owner must let go
-  std::atomic<nsec> last_poll{0};                     // for the helper thread
-  std::atomic<uint32_t> sockets{0};                   // promoted sockets living here
-  std::atomic<uint32_t> sleepers{0};                  // threads that sleep on the wake fd
-  void* backlog = nullptr;                            // MPSC queue of backlog_item*
+  std::atomic<backlog_item*> backlog{nullptr};        // MPSC: pushed by anybody, run at leave
+  alignas(64) std::atomic<nsec> last_poll{0};         // for the helper thread
+  std::atomic<bool> armed{false};                     // somebody sleeps on the wake fd and the port knows
+  std::atomic<bool> helper_armed{false};              // that somebody is the helper thread
+  std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
+  list_head lane_work;                                // lanes that something happened to (src/sock/lane.cpp), run at the end of a poll
+  void (*lane_work_fn)(stack*) = nullptr;
 };
 
 stack* stack_of_thread();                 // the calling thread's stack, made on first use; nullptr: none to be had
 stack* stack_by_no(uint16_t no);          // nullptr when never made
 bool stack_enter(stack* s);               // false only when the calling thread is already inside (signal handler)
+bool stack_try_enter(stack* s);           // never waits
 void stack_leave(stack* s);
 void stack_defer(stack* s, backlog_item* it);  // run it under the owner word, soon; any thread, signal-safe
 // One round: attach work, rx_burst -> netif_receive_skb, clean_tx, timers, qdiscs. Must be inside. True when something was done.
@@ -48,6 +55,16 @@ void stack_disarm(stack* s);
 int stack_wake_fd(const stack* s);
 void stack_kick(stack* s);                // make sleepers return; any thread, signal-safe
 nsec stack_next_timer(stack* s);          // absolute; ~0 none
-nsec clock_now();                         // CLOCK_MONOTONIC
+void stacks_forget();                     // in a fork child
+bool stack_is_helper_thread();
+
+// The port's attach and detach, for promotion (inside).
+enum class stack_attach { ready, pending, failed };
+struct stack_id { uint32_t process_slot; uint16_t stack_no; uint64_t process_cookie; };
+stack_id stack_self(const stack* s);
+stack_attach stack_attach_peer(stack* s, const stack_id& peer, uint16_t* txq, uint8_t mac[6]);
+void stack_detach_peer(stack* s, const stack_id& peer);
+// What a peer process (dead or alive) has published in its row `row` as its count of fast bytes; false when its memory is not mapped any more.
+bool stack_peer_row_sent(stack* s, const stack_id& peer, uint32_t row, uint64_t* bytes);
 
 }  // namespace icepath

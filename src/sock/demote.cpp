@@ -1,0 +1,205 @@
+// Leaving the fast lane (DESIGN section 8): demotion, close, exit. Under the owner word of lane::st unless said. See lane.hpp.
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/uio.h>
+
+#include "base/alloc.hpp"
+#include "base/clock.hpp"
+#include "libc.hpp"
+#include "sock/lane.hpp"
+#include "sock/pool.hpp"
+#include "sock/rendezvous.hpp"
+#include "sock/rows.hpp"
+#include "stack/helper.hpp"
+#include "stack/process.hpp"
+#include "tcp/tcp_sock.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr nsec closing_look = 20 * msec_ns;
+
+void closing_timer(timer* t, nsec) { lane_note(lane_of_timer(t)); }
+
+// The kernel lane has been idle: with a buffer of this size it takes `bytes` at once.
+void grow_sndbuf(int fd, size_t bytes) {
+  int have = 0;
+  socklen_t len = sizeof have;
+  if (real::getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &have, &len) == 0 && static_cast<size_t>(have) > 4 * bytes) return;
+  const int want = static_cast<int>(4 * bytes + 65536);
+  real::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &want, sizeof want);
+}
+
+// The fast connection is over: back to plain kernel calls.
+void drop_fast(lane* l) {
+  if (l->sk) {
+    l->sk->owner = nullptr;
+    tcp_sk_free(l->st->net, l->sk);
+    l->sk = nullptr;
+  }
+  if (l->watched) helper_unwatch(l->fd);
+  l->watched = false;
+  l->phase = lane_phase::idle;
+  l->rx_hdr_seen = false;
+}
+
+}  // namespace
+
+bool lane_tx_to_kernel(lane* l) {
+  if (l->out_len == 0) {
+    if (l->tx != tx_lane::fast) return true;
+    const kernel_header h{kernel_magic, 0, l->f_tx};
+    std::memcpy(l->out, &h, sizeof h);
+    l->out_len = sizeof h;
+    l->out_off = 0;
+    l->tx = tx_lane::kernel;
+    mib_add(l->st->net.stats->SockDemoted);
+    lane_note(l);
+  }
+  while (l->out_off < l->out_len) {
+    const ssize_t r = real::send(l->fd, l->out + l->out_off, l->out_len - l->out_off, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (r < 0) {
+      if (errno == EAGAIN || errno == EINTR) return false;
+      break;  // the kernel lane is dead: the next kernel call says so
+    }
+    l->out_off = static_cast<uint8_t>(l->out_off + r);
+  }
+  l->out_len = 0;
+  return true;
+}
+
+void lane_demote(lane* l, const char* why) {
+  l->s->reason = why;
+  l->want_kernel = true;
+  if (l->phase == lane_phase::published || l->phase == lane_phase::attaching || l->phase == lane_phase::opening) {
+    lane_open_failed(l, why);
+    return;
+  }
+  if (l->phase != lane_phase::open) return;
+  lane_tx_to_kernel(l);
+  if (l->sk && !(l->rx == rx_lane::kernel && l->rx_hdr_seen)) {
+    l->sk->lane_opt_tx = LANE_OPT_DEMOTE;
+    tcp_send_ack(l->st->net, l->sk);
+  }
+  lane_note(l);
+}
+
+void lane_finish_if_done(lane* l) {
+  if (!l->sk) return;
+  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && (l->peer_gone || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
+  if (l->phase == lane_phase::closing) {
+    if (!tx_done) { l->st->net.timers.arm(l->tm, l->st->net.now + closing_look); return; }
+    socket* s = l->s;
+    stack* st = l->st;
+    const int fd = l->fd;
+    drop_fast(l);
+    real::close(fd);
+    process_fd_del_internal(fd);
+    st->sockets.fetch_sub(1, std::memory_order_relaxed);
+    s->ln = nullptr;
+    lane_free(l);
+    socket_release(s);
+    return;
+  }
+  if (l->phase != lane_phase::open || !tx_done || !l->rx_hdr_seen || l->rx != rx_lane::kernel || l->f_rx != l->rx_f || l->k_skip) return;
+  if (!l->peer_gone) tcp_send_ack(l->st->net, l->sk);
+  if (l->pending_err) { l->s->pending_err = l->pending_err; }
+  const bool again = !l->want_kernel && !l->peer_gone;
+  drop_fast(l);
+  rendezvous_withdraw(l->token);
+  l->token = 0;
+  l->tx = tx_lane::kernel;
+  l->rx = rx_lane::kernel;
+  l->st->sockets.fetch_sub(1, std::memory_order_relaxed);
+  socket* s = l->s;
+  if (l->peer_gone) s->reason = "peer gone";
+  else if (again) s->reason = "demoted by the peer";
+  s->ops.store(0, std::memory_order_relaxed);
+  s->ln = nullptr;
+  s->never.store(!again, std::memory_order_relaxed);
+  row_demoted(s);
+  lane_free(l);
+  s->fast.store(false, std::memory_order_release);
+  epoll_sync(s);
+  sock_wake(s, EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP);
+}
+
+bool lane_close(lane* l, bool last_chance) {
+  net& n = l->st->net;
+  rendezvous_withdraw(l->token);
+  l->token = 0;
+  bool finished = true;
+  if ((l->phase == lane_phase::open || l->phase == lane_phase::closing) && l->sk) {
+    if (lane_unread(l) && l->rx == rx_lane::fast) {
+      // The kernel resets a connection that is closed with unread data (RFC 2525 section 2.17); our unread data is here.
+      const linger lg{1, 0};
+      real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
+      l->tx = tx_lane::kernel;
+    } else if (l->tx == tx_lane::fast && !l->peer_gone) {
+      const size_t left = lane_outq(l);
+      bool moved = false;
+      if (left <= 64 * 1024 || last_chance) {
+        grow_sndbuf(l->fd, left);
+        // Sent or not, what is not acknowledged goes by the kernel: the receiver drops what it has twice.
+        kernel_header h{kernel_magic, 0, l->f_tx - left};
+        auto* buf = static_cast<uint8_t*>(mem_alloc(sizeof h + left));
+        if (buf && tcp_peek_send_queue(n, l->sk, 0, buf + sizeof h, left) == left) {
+          std::memcpy(buf, &h, sizeof h);
+          const size_t total = sizeof h + left;
+          size_t off = 0;
+          while (off < total) {
+            const ssize_t r = real::send(l->fd, buf + off, total - off, MSG_NOSIGNAL | (off || last_chance ? 0 : MSG_DONTWAIT));
+            if (r > 0) { off += static_cast<size_t>(r); continue; }
+            if (r < 0 && errno == EINTR) continue;
+            if (r < 0 && errno == EAGAIN && off == 0 && !last_chance) break;
+            if (r < 0 && errno == EAGAIN) {
+              pollfd p{l->fd, POLLOUT, 0};
+              real::poll(&p, 1, 1000);
+              continue;
+            }
+            off = total;  // the connection is dead; nothing can be delivered any more
+          }
+          moved = off == total;
+        }
+        mem_free(buf);
+      }
+      if (!moved) finished = false;
+    } else if (l->tx == tx_lane::kernel && !l->peer_gone && (l->out_len || lane_outq(l))) {
+      finished = last_chance && l->out_len == 0 && lane_outq(l) == 0;
+    }
+  }
+  if (!finished && !last_chance) {
+    const int d = real::fcntl(l->fd, F_DUPFD_CLOEXEC, 3);
+    if (d >= 0) {
+      const int hi = process_move_high(d);
+      process_fd_add_internal(hi);
+      if (l->watched) helper_unwatch(l->fd);
+      l->watched = false;
+      l->fd = hi;
+      if (lane_tx_to_kernel(l)) real::shutdown(hi, SHUT_WR);
+      l->phase = lane_phase::closing;
+      l->tm.fn = closing_timer;
+      n.timers.arm(l->tm, n.now + closing_look);
+      lane_note(l);
+      return false;
+    }
+  }
+  drop_fast(l);
+  l->st->sockets.fetch_sub(1, std::memory_order_relaxed);
+  lane_free(l);
+  return true;
+}
+
+// At exit: orphans that still had something to deliver hand it to the kernel now.
+void lanes_exit(stack* st) {
+  struct local { static void each(lane* l) { if (l->phase == lane_phase::closing) lane_close(l, true); } };
+  if (!stack_enter(st)) return;
+  st->net.now = clock_now();
+  lanes_for_each(st, local::each);
+  stack_leave(st);
+}
+
+}  // namespace icepath

@@ -1,0 +1,106 @@
+// Two lanes under one connection (DESIGN sections 3 and 8): the kernel's TCP connection, and a connection of icepath's own TCP over the local port.
+// Each direction is on one of them; it changes at a byte boundary that both ends know exactly.
+//
+// Promotion. When both libraries have published the connection (rendezvous.hpp), one opens the fast connection. Then each end, for its own sending
+// direction, writes a *fast header* {magic, row, N} as the first 16 bytes of the fast stream: "N bytes went by the kernel, the rest
+// comes here". The receiver reads the kernel lane until it has had N bytes, then the fast stream.
+// Demotion, one-sided at any time: the sender writes a *kernel header* {magic, flags, F} as the next 16 bytes of the kernel lane: "F bytes of
+// the fast stream count, what follows comes here". F may be less than what the receiver already has (the sender moved bytes that were sent but not
+// acknowledged): the receiver then skips the surplus in the kernel lane. A receiver that wants its incoming direction back asks by a TCP option (lane_opt).
+// While rx is `fast`, the next bytes of the kernel lane can only be a kernel header or the end of the connection; the helper thread watches for either.
+// Kernel end of stream without header: the peer died. What it had sent and we have is delivered; then end of stream if that was all, else ECONNRESET.
+//
+// Everything here runs under the owner word of lane::st. Socket calls take the plain kernel path while socket::fast is false; setting
+// it (lane_commit) requires that no plain call is in flight, so from then on every byte passes through this file.
+#pragma once
+#include "sock/socket.hpp"
+#include "stack/stack.hpp"
+#include "tcp/tcp.hpp"
+
+namespace icepath {
+
+enum class lane_phase : uint8_t {
+  idle,        // not published
+  published,   // waiting for the other end
+  attaching,   // we found it; the ring is being set up
+  opening,     // handshake on the ring; socket::fast is set, both directions still kernel
+  open,        // fast connection established
+  closing,     // last fd closed; what is queued is still being delivered (orphan)
+};
+
+enum : uint8_t { LANE_OPT_DEMOTE = 1 };
+
+struct fast_header { uint32_t magic, row; uint64_t n; };
+struct kernel_header { uint32_t magic, flags; uint64_t f; };
+static_assert(sizeof(fast_header) == 16 && sizeof(kernel_header) == 16);
+constexpr uint32_t fast_magic = 0x31504349, kernel_magic = 0x314b4349;
+
+struct lane {
+  list_node work;            // on stack::lane_work
+  list_node member;          // on the stack's list of lanes
+  socket* s = nullptr;
+  stack* st = nullptr;
+  tcp_sock* sk = nullptr;    // while opening, open, closing
+  int fd = -1;               // kernel lane
+  uint32_t gen = 0;          // raised when the object is reused
+  uint32_t no = 0;           // index in the pool
+  four_tuple t{};
+  stack_id peer{};
+  uint32_t token = 0, peer_row = ~0u;
+  lane_phase phase = lane_phase::idle;
+  tx_lane tx = tx_lane::kernel;
+  rx_lane rx = rx_lane::kernel;
+  bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
+  bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
+  uint8_t out[16] = {}, out_len = 0, out_off = 0;   // kernel header being written
+  uint8_t in[16] = {}, in_len = 0;                  // kernel header being read
+  uint64_t rx_n = 0;         // kernel bytes before the fast stream
+  uint64_t rx_f = ~0ull;     // fast bytes before the kernel lane goes on; ~0 unknown
+  uint64_t k_skip = 0;       // surplus bytes of the kernel lane to drop
+  uint64_t f_tx = 0, f_rx = 0;
+  int pending_err = 0;       // positive errno, reported once after the last fast byte
+  nsec since = 0;
+  timer tm;                  // opening: gives up; closing: looks again
+};
+
+inline lane* lane_of_timer(timer* t) { return reinterpret_cast<lane*>(reinterpret_cast<char*>(t) - __builtin_offsetof(lane, tm)); }
+
+// ---- promotion (promote.cpp)
+void promote_step(socket* s, int fd);                // before a plain data call
+bool promote_poll(socket* s);                        // published or attaching: give the stack a look. True: socket::fast is set now
+void lane_open_failed(lane* l, const char* why);     // opening -> idle; the connection is where it always was
+void lane_unmap(lane* l);                            // out of the map by tuple
+void promote_forget();                               // in a fork child
+tcp_sock* promote_syn(net& n, const four_tuple& t);  // a SYN for which TCP has no socket
+
+// ---- state machine (lane.cpp)
+lane* lane_alloc(socket* s, stack* st, int fd);
+void lane_free(lane* l);
+lane* lane_by_key(uint64_t key);
+void lane_fd_gone(file* f, int fd);                  // fd is about to close, other descriptors of f remain
+void lane_rebase(lane* l, int fd);                   // the kernel lane goes by this number from now on
+inline uint64_t lane_key(const lane* l) { return (uint64_t{l->gen & 0x3fffffff} << 32) | l->no; }
+bool lane_commit(lane* l);                           // socket::fast := true, or false: a plain call is in flight
+void lane_note(lane* l);                             // from upcalls: run lane_advance at the end of the poll round
+void lane_advance(lane* l);
+void lane_run_work(stack* st);
+void lane_kernel_input(lane* l);                     // the kernel lane has something while rx is fast
+extern const tcp_ops lane_tcp_ops;
+
+// ---- data (lane_data.cpp): never block. Bytes, 0 (end of stream), -errno; -EAGAIN: wait for readiness
+ssize_t lane_send(lane* l, user_msg& m, int flags);
+ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags);
+void lane_settle(lane* l);                           // receive direction: on to the next lane when this one has given all
+void lane_publish(lane* l);                          // readiness for sock_poll; after everything that may change it
+uint64_t lane_unread(const lane* l);                 // payload bytes in the fast receive queue
+size_t lane_outq(const lane* l);
+
+// ---- demotion (demote.cpp)
+void lane_demote(lane* l, const char* why);          // both directions, soft: the process still reads what is queued
+bool lane_tx_to_kernel(lane* l);                     // our direction: false while the kernel header cannot be written
+void lane_finish_if_done(lane* l);                   // both directions kernel, all acknowledged: the fast connection goes
+bool lane_close(lane* l, bool last_chance);          // last fd closes. True: lane is finished, close the fd. False: orphan, fd was dup'd
+void lanes_exit(stack* st);
+void lanes_for_each(stack* st, void (*fn)(lane*));   // inside
+
+}  // namespace icepath

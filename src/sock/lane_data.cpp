@@ -1,0 +1,186 @@
+// Bytes over the lanes: send, receive and readiness of a promoted socket. Under the owner word of lane::st; never blocks. See lane.hpp.
+#include <errno.h>
+#include <sys/epoll.h>
+
+#include <cstdlib>
+
+#include "libc.hpp"
+#include "sock/lane.hpp"
+#include "sock/rows.hpp"
+#include "tcp/tcp_sock.hpp"
+
+namespace icepath {
+namespace {
+
+// The part of m that is left, as an iovec array for the kernel, at most `max` bytes.
+struct kernel_view {
+  iovec v[64];
+  msghdr h{};
+  kernel_view(const user_msg& m, size_t max) {
+    size_t n = 0, off = m.iov_off;
+    for (size_t i = 0; i < m.iovcnt && n < 64 && max; ++i, off = 0) {
+      const size_t len = m.iov[i].iov_len - off;
+      if (len == 0) continue;
+      v[n].iov_base = static_cast<char*>(m.iov[i].iov_base) + off;
+      v[n].iov_len = len < max ? len : max;
+      max -= v[n].iov_len;
+      ++n;
+    }
+    h.msg_iov = v;
+    h.msg_iovlen = n;
+  }
+};
+
+void advance(user_msg& m, size_t n) {
+  m.count -= n;
+  while (n) {
+    const size_t here = m.iov[0].iov_len - m.iov_off;
+    if (n < here) { m.iov_off += n; return; }
+    n -= here;
+    ++m.iov;
+    --m.iovcnt;
+    m.iov_off = 0;
+  }
+}
+
+bool skip_surplus(lane* l) {
+  while (l->k_skip) {
+    char scratch[4096];
+    const size_t want = l->k_skip < sizeof scratch ? l->k_skip : sizeof scratch;
+    const ssize_t r = real::recv(l->fd, scratch, want, MSG_DONTWAIT);
+    if (r <= 0) {
+      if (r < 0 && (errno == EAGAIN || errno == EINTR)) return false;
+      l->k_skip = 0;  // the connection ended: the kernel tells the caller
+      return true;
+    }
+    l->k_skip -= static_cast<size_t>(r);
+  }
+  return true;
+}
+
+// Receive direction: move to the next lane when this one has given what it had to give.
+void settle(lane* l) {
+  const rx_lane was = l->rx;
+  if (l->rx == rx_lane::draining && l->s->k_rx.load(std::memory_order_relaxed) == l->rx_n) {
+    l->rx = rx_lane::fast;
+    l->kernel_event = true;  // a header may be waiting already; the edge has gone by
+  }
+  if (l->rx == rx_lane::fast && l->kernel_event && l->rx_f == ~0ull) lane_kernel_input(l);
+  if (l->rx == rx_lane::fast && l->rx_f == l->f_rx) {
+    l->rx = rx_lane::kernel;
+  }
+  if (l->rx != was) { epoll_sync(l->s); lane_note(l); }
+}
+
+}  // namespace
+
+uint64_t lane_unread(const lane* l) {
+  if (!l->sk) return 0;
+  const uint64_t q = tcp_inq(l->sk);
+  return l->rx_hdr_seen ? q : 0;
+}
+
+size_t lane_outq(const lane* l) { return l->sk ? tcp_outq(l->sk) : 0; }
+
+ssize_t lane_send(lane* l, user_msg& m, int flags) {
+  socket* s = l->s;
+  if (ICEPATH_LIKELY(l->tx == tx_lane::fast)) {
+    const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
+    if (ICEPATH_LIKELY(r > 0)) {
+      l->f_tx += static_cast<size_t>(r);
+      row_sent(s, l->f_tx);
+      return r;
+    }
+    if (r == 0 || r == -EAGAIN || r == -EFAULT || r == -ENOBUFS || r == -ENOMEM) return r == -ENOBUFS || r == -ENOMEM ? -EAGAIN : r;
+    // The fast connection is gone: what that means is for the state machine; afterwards the kernel lane answers.
+    lane_advance(l);
+    if (!l->s || l->tx == tx_lane::fast) return r;
+  }
+  if (l->out_len && !lane_tx_to_kernel(l)) return -EAGAIN;
+  kernel_view k(m, m.count);
+  const ssize_t r = real::sendmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+  if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
+  s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
+  advance(m, static_cast<size_t>(r));
+  return r;
+}
+
+ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
+  socket* s = l->s;
+  for (;;) {
+    settle(l);
+    if (ICEPATH_LIKELY(l->rx == rx_lane::fast)) {
+      const uint64_t left = l->rx_f - l->f_rx;  // ~0 - f_rx when unknown
+      const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max < left ? max : left, flags & (MSG_PEEK | MSG_TRUNC));
+      if (ICEPATH_LIKELY(r > 0)) {
+        if (!(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
+        return r;
+      }
+      if (r == -EFAULT) return r;
+      if (r == -EAGAIN) {
+        if (!l->kernel_event) return l->rd_shut ? 0 : -EAGAIN;
+        continue;
+      }
+      // End or reset of the fast connection: the kernel lane knows what it means.
+      l->kernel_event = true;
+      lane_kernel_input(l);
+      if (l->rx_f == l->f_rx) continue;
+      if (l->rx_f == ~0ull) return -EAGAIN;
+      l->pending_err = l->pending_err ? l->pending_err : ECONNRESET;
+      l->rx_f = l->f_rx;
+      continue;
+    }
+    if (ICEPATH_UNLIKELY(l->pending_err && l->rx == rx_lane::kernel)) {
+      const int e = l->pending_err;
+      l->pending_err = 0;
+      return -e;
+    }
+    size_t limit = max;
+    if (l->rx == rx_lane::draining) {
+      const uint64_t left = l->rx_n - s->k_rx.load(std::memory_order_relaxed);
+      if (left < limit) limit = left;
+    } else if (!skip_surplus(l)) {
+      return -EAGAIN;
+    }
+    ssize_t r;
+    if (m) {
+      kernel_view k(*m, limit);
+      r = real::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+    } else {
+      r = real::recv(l->fd, nullptr, limit, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+    }
+    if (r < 0) return -errno;
+    if (!(flags & MSG_PEEK)) {
+      s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
+      if (l->rx == rx_lane::draining) settle(l);
+    }
+    if (m && !(flags & MSG_TRUNC)) advance(*m, static_cast<size_t>(r));
+    return r;
+  }
+}
+
+void lane_publish(lane* l) {
+  socket* s = l->s;
+  uint32_t ready = 0, kernel = 0;
+  if (l->tx == tx_lane::kernel) kernel |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+  if (l->rx != rx_lane::fast) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI | EPOLLHUP | EPOLLERR | EPOLLRDBAND;
+  if (l->sk) {
+    const uint32_t p = tcp_poll(l->sk);
+    if (l->tx == tx_lane::fast) {
+      ready |= p & (EPOLLOUT | EPOLLWRNORM);
+      if (!(p & EPOLLOUT)) l->sk->sock_nospace = true;  // as the kernel's poll does: write_space is owed
+    }
+    if (l->rx == rx_lane::fast) {
+      const uint64_t have = lane_unread(l);
+      if (have >= s->rcvlowat || (have && l->rx_f != ~0ull)) ready |= EPOLLIN | EPOLLRDNORM;
+      if (l->rd_shut) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+      if (l->rx_f == l->f_rx || l->kernel_event) ready |= EPOLLIN | EPOLLRDNORM;  // the next look moves to the kernel lane
+    }
+  }
+  if (l->pending_err && l->rx == rx_lane::kernel) ready |= EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
+  s->rd_state.store(uint64_t{kernel} << 32 | ready, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange
+}
+
+void lane_settle(lane* l) { settle(l); }
+
+}  // namespace icepath

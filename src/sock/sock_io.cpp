@@ -1,0 +1,266 @@
+// Data calls on a watched socket (T02-T05): the plain kernel call while it is not promoted, the lanes when it is; blocking, timeouts and
+// the kernel's rules for partial results. Any thread. Returns bytes or -errno.
+#include <errno.h>
+#include <limits.h>
+#include <poll.h>
+#include <sys/epoll.h>
+
+#include "base/clock.hpp"
+#include "base/config.hpp"
+#include "libc.hpp"
+#include "sock/lane.hpp"
+#include "sock/proc.hpp"
+#include "sock/wait.hpp"
+#include "tcp/tcp_sock.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr ssize_t not_fast = -SSIZE_MAX;   // the lane went away meanwhile: make the plain call
+
+struct call {
+  socket* s;
+  int fd;
+  user_msg m;
+  size_t want;       // recv: bytes asked
+  size_t target;     // recv: enough to return
+  size_t done;
+  int flags;
+  bool rx, no_buffer;
+  ssize_t result;
+};
+
+user_msg view(const iovec* iov, size_t n) {
+  user_msg m{iov, n, 0, 0};
+  for (size_t i = 0; i < n; ++i) m.count += iov[i].iov_len;
+  while (m.iovcnt && m.iov->iov_len == 0) { ++m.iov; --m.iovcnt; }
+  return m;
+}
+
+// As far as it goes without waiting. True: c.result is the call's.
+bool attempt(call& c) {
+  socket* s = c.s;
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) {
+    c.result = st ? -EAGAIN : not_fast;  // a signal handler over the owner of the stack: nothing can be done now
+    return true;
+  }
+  bool end = true;
+  lane* l = s->ln;
+  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s)) {
+    c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
+  } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s)) {
+    c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
+  } else {
+    st->net.now = clock_now();
+    for (;;) {
+      ssize_t r;
+      if (c.rx) r = lane_recv(l, c.no_buffer ? nullptr : &c.m, c.want - c.done, c.flags);
+      else r = lane_send(l, c.m, c.flags);
+      if (r > 0) {
+        c.done += static_cast<size_t>(r);
+        const bool enough = c.rx ? c.done >= c.target || (c.flags & MSG_PEEK) : c.m.count == 0;
+        if (!enough && l->s == s) continue;
+        c.result = static_cast<ssize_t>(c.done);
+        break;
+      }
+      if (r == -EAGAIN) {
+        if (c.rx && c.done && c.target <= 1) { c.result = static_cast<ssize_t>(c.done); break; }
+        end = false;
+        break;
+      }
+      // End of stream or error: bytes already moved win, the error stays for the next call.
+      if (c.done) {
+        if (r < 0 && r != -EFAULT && c.rx && l->s == s) l->pending_err = static_cast<int>(-r);
+        c.result = static_cast<ssize_t>(c.done);
+      } else {
+        c.result = r;
+      }
+      break;
+    }
+    if (l->s == s) lane_publish(l);
+    st->last_poll.store(st->net.now, std::memory_order_relaxed);
+  }
+  stack_leave(st);
+  return end;
+}
+
+int check(void* ctx) { return attempt(*static_cast<call*>(ctx)) ? 1 : 0; }
+
+// The fast side. not_fast: the caller makes the plain call.
+ssize_t lanes(call& c, bool nonblock, nsec timeo) {
+  if (nonblock) {
+    if (attempt(c)) return c.result;
+    // Once more after a look at the ring: a non-blocking reader may be the only one who polls it.
+    if (stack* st = c.s->st; st && stack_poll(st) && attempt(c)) return c.result;
+    return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
+  }
+  if (attempt(c)) return c.result;
+  wait_plan p;
+  p.check = check;
+  p.ctx = &c;
+  p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
+  for (;;) {
+    stack* st = c.s->st;
+    if (!st) return c.done ? static_cast<ssize_t>(c.done) : not_fast;
+    p.stacks = 1ull << st->no;
+    const uint32_t need = c.rx ? EPOLLIN : EPOLLOUT;
+    pollfd pf{c.fd, static_cast<short>(sock_poll(c.s).kernel_bits & need), 0};
+    p.fds = &pf;
+    p.nfds = pf.events ? 1 : 0;
+    sock_sleeper sl(c.s);
+    const int r = wait_until(p);
+    if (r > 0) return c.result;
+    if (r == 0 && clock_now() >= p.deadline) return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
+    if (r < 0) return c.done ? static_cast<ssize_t>(c.done) : r;
+  }
+}
+
+struct in_flight {   // a plain kernel call: promotion waits for it
+  std::atomic<uint32_t>& n;
+  explicit in_flight(std::atomic<uint32_t>& c) : n(c) { n.fetch_add(1, std::memory_order_seq_cst); }  // partner: lane_commit
+  ~in_flight() { n.fetch_sub(1, std::memory_order_release); }
+};
+
+struct plain_wait { socket* s; pollfd pf; };
+int promoted(void* ctx) {
+  auto* w = static_cast<plain_wait*>(ctx);
+  return w->s->fast.load(std::memory_order_acquire) ? 1 : w->pf.revents ? 2 : 0;
+}
+
+// A blocking plain call that a promotion may interrupt: 1 promoted, 2 the kernel is ready, else as wait_until.
+int wait_plain(socket* s, int fd, short events, nsec timeo) {
+  plain_wait pw{s, {fd, events, 0}};
+  if (real::poll(&pw.pf, 1, 0) != 0) return 2;
+  wait_plan p;
+  p.check = promoted;
+  p.ctx = &pw;
+  p.fds = &pw.pf;
+  p.nfds = 1;
+  p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
+  if (stack* st = s->st) p.stacks = 1ull << st->no;
+  return wait_until(p);
+}
+
+bool watched_only(const socket* s) {
+  return s->state != sock_state::connected || s->never.load(std::memory_order_relaxed);
+}
+
+// Before a plain data call. True: the socket is promoted now.
+bool before_plain(socket* s, int fd) {
+  if (ICEPATH_UNLIKELY(s->inherited.load(std::memory_order_relaxed))) sock_claim_inherited(s);
+  if (s->state == sock_state::connecting) sock_check_connected(s, fd);
+  if (watched_only(s)) return false;
+  promote_step(s, fd);
+  return s->fast.load(std::memory_order_acquire);
+}
+
+}  // namespace
+
+bool sock_plain_tx_begin(socket* s, int fd) {
+  if (before_plain(s, fd)) return false;
+  s->tx_calls.fetch_add(1, std::memory_order_seq_cst);
+  if (!s->fast.load(std::memory_order_seq_cst)) return true;
+  s->tx_calls.fetch_sub(1, std::memory_order_release);
+  return false;
+}
+
+void sock_plain_tx_end(socket* s, ssize_t bytes) {
+  if (bytes > 0) s->k_tx.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
+  s->tx_calls.fetch_sub(1, std::memory_order_release);
+}
+
+ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
+  for (;;) {
+    if (ICEPATH_LIKELY(s->fast.load(std::memory_order_acquire))) {
+      if (ICEPATH_UNLIKELY((m.flags & (MSG_OOB | MSG_FASTOPEN)) || (m.hdr && m.hdr->msg_controllen))) {
+        const int r = sock_demote(s, m.flags & MSG_OOB ? "MSG_OOB" : "control message");
+        if (r < 0) return r;
+        continue;
+      }
+      if (ICEPATH_UNLIKELY(m.iovcnt > IOV_MAX)) return -EMSGSIZE;
+      call c{s, fd, view(m.iov, m.iovcnt), 0, 0, 0, m.flags, false, false, 0};
+      if (c.m.count == 0) return sock_empty_send(s, fd, m.flags);
+      const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->sndtimeo);
+      if (ICEPATH_LIKELY(r != not_fast)) return r;
+      continue;
+    }
+    if (before_plain(s, fd)) continue;
+    if (s->soft_block.load(std::memory_order_relaxed) && !(m.flags & MSG_DONTWAIT) && !s->nonblock.load(std::memory_order_relaxed)) {
+      const int w = wait_plain(s, fd, POLLOUT, s->sndtimeo);
+      if (w == 1) continue;
+      if (w == 0) return -EAGAIN;
+      if (w < 0) return w;
+    }
+    const in_flight f(s->tx_calls);
+    if (s->fast.load(std::memory_order_seq_cst)) continue;
+    msghdr h{};
+    if (m.hdr) h = *m.hdr;
+    else if (m.name) { h.msg_name = const_cast<sockaddr*>(m.name); h.msg_namelen = m.namelen; }
+    h.msg_iov = const_cast<iovec*>(m.iov);
+    h.msg_iovlen = m.iovcnt;
+    const ssize_t r = m.iovcnt == 1 && !m.hdr && !m.name ? real::send(fd, m.iov->iov_base, m.iov->iov_len, m.flags) : real::sendmsg(fd, &h, m.flags);
+    if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
+    s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
+    return r;
+  }
+}
+
+ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
+  for (;;) {
+    if (ICEPATH_UNLIKELY(s->pending_err && !(m.flags & MSG_ERRQUEUE))) {
+      const int e = s->pending_err;
+      s->pending_err = 0;
+      return -e;
+    }
+    if (ICEPATH_LIKELY(s->fast.load(std::memory_order_acquire))) {
+      if (ICEPATH_UNLIKELY(m.flags & (MSG_OOB | MSG_ERRQUEUE))) {
+        if (m.flags & MSG_ERRQUEUE) { msghdr h = m.hdr ? *m.hdr : msghdr{}; return real::recvmsg(fd, &h, m.flags) < 0 ? -errno : 0; }
+        const int r = sock_demote(s, "MSG_OOB");
+        if (r < 0) return r;
+        continue;
+      }
+      if (ICEPATH_UNLIKELY(m.iovcnt > IOV_MAX)) return -EMSGSIZE;
+      call c{s, fd, view(m.iov, m.iovcnt), 0, 0, 0, m.flags, true, false, 0};
+      c.want = c.m.count;
+      if (c.want == 0) return sock_empty_recv(s, fd, m.flags);
+      c.target = m.flags & MSG_WAITALL ? c.want : s->rcvlowat < c.want ? s->rcvlowat : c.want;
+      const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->rcvtimeo);
+      if (ICEPATH_UNLIKELY(r == not_fast)) continue;
+      if (r >= 0) {
+        if (m.hdr) { m.hdr->msg_namelen = 0; m.hdr->msg_controllen = 0; m.hdr->msg_flags = 0; }
+        if (m.rname && m.rnamelen) *m.rnamelen = 0;
+      }
+      return r;
+    }
+    if (before_plain(s, fd)) continue;
+    if (s->soft_block.load(std::memory_order_relaxed) && !(m.flags & MSG_DONTWAIT) && !s->nonblock.load(std::memory_order_relaxed)) {
+      const int w = wait_plain(s, fd, POLLIN, s->rcvtimeo);
+      if (w == 1) continue;
+      if (w == 0) return -EAGAIN;
+      if (w < 0) return w;
+    }
+    const in_flight f(s->rx_calls);
+    if (s->fast.load(std::memory_order_seq_cst)) continue;
+    ssize_t r;
+    if (m.hdr || m.rname || m.iovcnt != 1) {
+      msghdr h{};
+      if (m.hdr) h = *m.hdr;
+      else if (m.rname && m.rnamelen) { h.msg_name = m.rname; h.msg_namelen = *m.rnamelen; }
+      h.msg_iov = const_cast<iovec*>(m.iov);
+      h.msg_iovlen = m.iovcnt;
+      r = real::recvmsg(fd, &h, m.flags);
+      if (r >= 0) {
+        if (m.hdr) { m.hdr->msg_namelen = h.msg_namelen; m.hdr->msg_controllen = h.msg_controllen; m.hdr->msg_flags = h.msg_flags; }
+        else if (m.rname && m.rnamelen) *m.rnamelen = h.msg_namelen;
+      }
+    } else {
+      r = real::recv(fd, m.iov->iov_base, m.iov->iov_len, m.flags);
+    }
+    if (r < 0) return -errno;
+    if (!(m.flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB))) s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
+    return r;
+  }
+}
+
+}  // namespace icepath

@@ -1,0 +1,223 @@
+// Life of a watched socket: made, listening, connecting, accepted, duplicated, closed. See socket.hpp. Any thread; the kernel has the last word, this
+// file only notes what it said.
+#include "sock/socket.hpp"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+
+#include "base/clock.hpp"
+#include "base/config.hpp"
+#include "libc.hpp"
+#include "sock/lane.hpp"
+#include "sock/pool.hpp"
+#include "sock/rows.hpp"
+#include "stack/process.hpp"
+
+namespace icepath {
+namespace {
+
+socket* watch(int fd, int domain, bool nonblock) {
+  if (static_cast<unsigned>(fd) >= fdtable_limit) return nullptr;
+  process_start();
+  socket* s = socket_alloc();
+  if (!s) return nullptr;
+  s->family = static_cast<uint16_t>(domain);
+  s->nonblock.store(nonblock, std::memory_order_relaxed);
+  fd_install(fd, s);
+  return s;
+}
+
+nsec timeout_of(int fd, int name) {
+  timeval tv{};
+  socklen_t len = sizeof tv;
+  if (real::getsockopt(fd, SOL_SOCKET, name, &tv, &len) != 0 || (tv.tv_sec == 0 && tv.tv_usec == 0)) return ~nsec{0};
+  return static_cast<nsec>(tv.tv_sec) * sec_ns + static_cast<nsec>(tv.tv_usec) * usec_ns;
+}
+
+// The last descriptor of s is going: finish the lanes. True: the caller closes fd. False: an orphan keeps a dup of it.
+// Leaves with the owner word held in *held when there was a fast connection, so that the peer never meets a stack without the connection
+// before the kernel's FIN has been sent.
+void finish(socket* s, stack** held) {
+  *held = nullptr;
+  stack* st = s->st;
+  if (!st || !s->ln) return;
+  const bool entered = stack_enter(st);
+  lane* l = s->ln;
+  if (l && l->s == s) {
+    st->net.now = clock_now();
+    if (lane_close(l, false)) s->ln = nullptr;
+  }
+  if (entered) *held = st;
+}
+
+void let_go(socket* s) {
+  if (s->ln == nullptr) {
+    s->st = nullptr;
+    s->fast.store(false, std::memory_order_relaxed);
+    socket_release(s);
+  }
+}
+
+}  // namespace
+
+bool sock_address(const sockaddr_storage& a, inet_addr* addr, uint16_t* port) {
+  if (a.ss_family == AF_INET) {
+    const auto& in = reinterpret_cast<const sockaddr_in&>(a);
+    *addr = inet_addr::v4(ntohl(in.sin_addr.s_addr));
+    *port = ntohs(in.sin_port);
+    return true;
+  }
+  if (a.ss_family == AF_INET6) {
+    const auto& in = reinterpret_cast<const sockaddr_in6&>(a);
+    std::memcpy(addr->b, &in.sin6_addr, 16);
+    *port = ntohs(in.sin6_port);
+    return true;
+  }
+  return false;
+}
+
+void sock_on_socket(int fd, int domain, int type, int protocol) {
+  if ((domain != AF_INET && domain != AF_INET6) || (type & 0xf) != SOCK_STREAM || (protocol != 0 && protocol != IPPROTO_TCP)) return;
+  watch(fd, domain, (type & SOCK_NONBLOCK) != 0);
+}
+
+void sock_on_listen(file* f) {
+  if (socket* s = as_socket(f)) {
+    s->state = sock_state::listening;
+    s->reason = "listening";
+  }
+}
+
+void sock_on_accept(file* listener, int fd, int flags) {
+  socket* ls = as_socket(listener);
+  if (!ls) return;
+  socket* s = watch(fd, ls->family, (flags & SOCK_NONBLOCK) != 0);
+  if (!s) return;
+  s->state = sock_state::connected;
+  s->reason = "new";
+  s->rcvlowat = ls->rcvlowat;
+  s->buf_locked = ls->buf_locked;
+  s->rcvtimeo = ls->rcvtimeo;
+  s->sndtimeo = ls->sndtimeo;
+  rows_count_connection();
+  if (config_get().promote == promote_rule::eager) promote_step(s, fd);
+}
+
+void sock_on_connect(file* f, int fd, int err) {
+  socket* s = as_socket(f);
+  if (!s) return;
+  if (err == 0) {
+    s->state = sock_state::connected;
+    s->reason = "new";
+    rows_count_connection();
+    if (config_get().promote == promote_rule::eager) promote_step(s, fd);
+  } else if (err == EINPROGRESS || err == EALREADY || err == EINTR) {
+    if (s->state == sock_state::fresh) {
+      s->state = sock_state::connecting;
+      s->reason = "connecting";
+    }
+  } else if (err == EISCONN && s->state == sock_state::connecting) {
+    s->state = sock_state::connected;
+    s->reason = "new";
+    rows_count_connection();
+  }
+}
+
+void sock_before_replace(int newfd) {
+  file* f = static_cast<unsigned>(newfd) < fdtable_limit ? fdtable[newfd].load(std::memory_order_acquire) : nullptr;
+  if (!f) return;
+  epoll_on_close(newfd, f);
+  f = fd_remove(newfd);
+  if (!f) return;
+  if (f->nr_fds.load(std::memory_order_acquire) != 0) return;
+  if (f->kind == file_kind::epoll) { epoll_destroy(f); return; }
+  auto* s = static_cast<socket*>(f);
+  stack* held;
+  finish(s, &held);
+  sock_wake(s, ~0u);
+  if (held) stack_leave(held);
+  let_go(s);
+}
+
+int sock_close(int fd) {
+  file* f = fd_lookup(fd);
+  if (!f) return real::close(fd) == 0 ? 0 : -errno;
+  if (f->kind == file_kind::tcp && f->nr_fds.load(std::memory_order_acquire) == 1 && static_cast<socket*>(f)->ln) {
+    auto* s = static_cast<socket*>(f);
+    epoll_on_close(fd, f);
+    if (fd_remove(fd) != f) return -EBADF;
+    stack* held;
+    finish(s, &held);
+    const int r = real::close(fd) == 0 ? 0 : -errno;
+    sock_wake(s, ~0u);
+    if (held) stack_leave(held);
+    let_go(s);
+    return r;
+  }
+  lane_fd_gone(f, fd);
+  sock_before_replace(fd);
+  return real::close(fd) == 0 ? 0 : -errno;
+}
+
+void sock_on_dup(int oldfd, int newfd) {
+  file* f = fd_lookup(oldfd);
+  if (!f) return;
+  fd_install(newfd, f);
+}
+
+// One of several descriptors closes: the lane must not go on using its number.
+void lane_fd_gone(file* f, int fd) {
+  if (f->kind != file_kind::tcp) return;
+  auto* s = static_cast<socket*>(f);
+  if (f->nr_fds.load(std::memory_order_acquire) < 2) return;
+  int other = -1;
+  for (int i = 0; i < 65536 && other < 0; ++i)
+    if (i != fd && fdtable[i].load(std::memory_order_relaxed) == f) other = i;
+  if (other < 0) return;
+  s->fd.store(other, std::memory_order_relaxed);
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) return;
+  if (lane* l = s->ln; l && l->s == s && l->fd == fd) lane_rebase(l, other);
+  stack_leave(st);
+}
+
+void sock_on_setfl(socket* s, int flags) { s->nonblock.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed); }
+
+void sock_add_waiter(socket* s, wait_entry* w) {
+  while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
+  s->waiters.push_back(w->node);
+  s->wait_lock.store(0, std::memory_order_release);
+}
+
+void sock_del_waiter(socket* s, wait_entry* w) {
+  while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
+  w->node.unlink();
+  s->wait_lock.store(0, std::memory_order_release);
+}
+
+void sock_wake(socket* s, uint32_t mask) {
+  if (s->waiters.empty()) return;  // a waiter that is being added looks at readiness afterwards
+  while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
+  for (list_node* n = s->waiters.next; n != &s->waiters;) {
+    list_node* nx = n->next;
+    auto* w = list_entry<wait_entry, &wait_entry::node>(n);
+    w->fn(w, mask);
+    n = nx;
+  }
+  s->wait_lock.store(0, std::memory_order_release);
+}
+
+readiness sock_poll(socket* s) {
+  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_acquire))) return {s->pending_err ? 0x2019u : 0u, ~0u};
+  const uint64_t v = s->rd_state.load(std::memory_order_seq_cst);
+  return {static_cast<uint32_t>(v), static_cast<uint32_t>(v >> 32)};
+}
+
+void sock_refresh_timeouts(socket* s, int fd) {
+  s->rcvtimeo = timeout_of(fd, SO_RCVTIMEO);
+  s->sndtimeo = timeout_of(fd, SO_SNDTIMEO);
+}
+
+}  // namespace icepath

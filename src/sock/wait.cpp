@@ -1,0 +1,221 @@
+// See wait.hpp. Runs in the waiting thread.
+//
+// Spin budget, per thread: waits that ended soon (whether spinning or asleep) raise it to `spin_max`, waits that did not halve it; a wait in which the thread
+// lost the processor clears it for a while. So a thread that is answered within microseconds spins, one that idles does not, and with more
+// runnable threads than processors spinning stops by itself. ICEPATH_SPIN_USEC fixes it.
+#include "sock/wait.hpp"
+
+#include <errno.h>
+#include <pthread.h>
+#include <sched.h>
+#include <sys/eventfd.h>
+
+#include <new>
+
+#include "base/clock.hpp"
+#include "base/config.hpp"
+#include "base/raw_syscall.hpp"
+#include "base/alloc.hpp"
+#include "libc.hpp"
+#include "stack/helper.hpp"
+#include "stack/process.hpp"
+#include "stack/stack.hpp"
+
+namespace icepath {
+
+thread_local volatile uint32_t signals_seen __attribute__((tls_model("initial-exec"))) = 0;
+
+namespace {
+
+constexpr nsec spin_max = 60 * usec_ns, soon = 150 * usec_ns, yield_after = 15 * usec_ns, lost_cpu = 400 * usec_ns;
+
+struct spin_state {
+  nsec budget = spin_max;
+  uint32_t rest = 0;          // waits to come without spinning
+};
+thread_local spin_state spin __attribute__((tls_model("initial-exec")));
+thread_local waiter* mine __attribute__((tls_model("initial-exec"))) = nullptr;
+
+std::atomic<uint32_t> lock{0};
+waiter* free_waiters = nullptr;
+pthread_key_t key;
+bool key_made = false;
+
+void gone(void* p) {
+  auto* w = static_cast<waiter*>(p);
+  if (w->on) { sock_del_waiter(w->on, &w->entry); w->on = nullptr; }  // the thread was cancelled in its sleep
+  while (lock.exchange(1, std::memory_order_acquire)) cpu_relax();
+  w->next_free = free_waiters;
+  free_waiters = w;
+  lock.store(0, std::memory_order_release);
+}
+
+void entry_wake(wait_entry* e, uint32_t) {
+  waiter_wake(reinterpret_cast<waiter*>(reinterpret_cast<char*>(e) - __builtin_offsetof(waiter, entry)));
+}
+
+nsec budget_now() {
+  const int32_t fixed = config_get().spin_usec;
+  if (fixed >= 0) return static_cast<nsec>(fixed) * usec_ns;
+  if (spin.rest) { --spin.rest; return 0; }
+  return spin.budget;
+}
+
+void learn(nsec waited, bool preempted) {
+  if (preempted) { spin.rest = 64; spin.budget = spin_max; return; }
+  if (waited < soon) spin.budget = spin_max;
+  else spin.budget = spin.budget > 2 * usec_ns ? spin.budget / 2 : 0;
+}
+
+template <class F>
+void each_stack(uint64_t mask, F f) {
+  for (; mask; mask &= mask - 1)
+    if (stack* s = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(mask)))) f(s);
+}
+
+int sleep_once(const wait_plan& p, waiter* w, nsec timeout) {
+  int wake[66];
+  unsigned n = 0;
+  each_stack(p.stacks, [&](stack* s) { wake[n++] = stack_wake_fd(s); });
+  if (w->event_fd >= 0) wake[n++] = w->event_fd;
+  if (p.sleep) return p.sleep(p.ctx, wake, n, timeout, p.mask);
+  pollfd few[80];
+  pollfd* f = p.nfds + n <= 80 ? few : static_cast<pollfd*>(mem_alloc((p.nfds + n) * sizeof(pollfd)));
+  if (!f) return -ENOMEM;
+  for (unsigned i = 0; i < p.nfds; ++i) f[i] = {p.fds[i].fd, p.fds[i].events, 0};
+  for (unsigned i = 0; i < n; ++i) f[p.nfds + i] = {wake[i], POLLIN, 0};
+  const timespec ts{static_cast<time_t>(timeout / sec_ns), static_cast<long>(timeout % sec_ns)};
+  const int r = real::ppoll(f, p.nfds + n, timeout == ~nsec{0} ? nullptr : &ts, p.mask);
+  const int e = r < 0 ? errno : 0;
+  for (unsigned i = 0; i < p.nfds; ++i) p.fds[i].revents = r > 0 ? f[i].revents : short{0};
+  if (f != few) mem_free(f);
+  return -e;
+}
+
+}  // namespace
+
+waiter* this_waiter() {
+  if (ICEPATH_LIKELY(mine != nullptr)) return mine;
+  while (lock.exchange(1, std::memory_order_acquire)) cpu_relax();
+  if (!key_made) key_made = pthread_key_create(&key, gone) == 0;
+  waiter* w = free_waiters;
+  if (w) free_waiters = w->next_free;
+  lock.store(0, std::memory_order_release);
+  if (!w) {
+    void* m = mem_alloc(sizeof(waiter));
+    if (!m) { static waiter last_resort; return &last_resort; }
+    w = new (m) waiter;
+  }
+  w->entry.fn = entry_wake;
+  w->signaled.store(0, std::memory_order_relaxed);
+  if (key_made) pthread_setspecific(key, w);
+  mine = w;
+  return w;
+}
+
+void wait_forget() {
+  lock.store(0);
+  free_waiters = nullptr;
+  mine = nullptr;
+}
+
+void waiter_wake(waiter* w) {
+  w->signaled.store(1, std::memory_order_seq_cst);  // partner: wait_until, which sets `sleeping` and then looks at `signaled`
+  if (w->sleeping.load(std::memory_order_seq_cst) && w->event_fd >= 0) {
+    const uint64_t one = 1;
+    raw_syscall(SYS_write, w->event_fd, &one, sizeof one);
+  }
+}
+
+sock_sleeper::sock_sleeper(socket* s) : w_(this_waiter()) {
+  w_->on = s;
+  sock_add_waiter(s, &w_->entry);
+}
+sock_sleeper::~sock_sleeper() {
+  sock_del_waiter(w_->on, &w_->entry);
+  w_->on = nullptr;
+}
+
+int wait_until(const wait_plan& p) {
+  waiter* const w = this_waiter();
+  const uint32_t sig0 = signals_seen;
+  int r;
+  if ((r = p.check(p.ctx)) > 0) return r;
+  const uint64_t began = cycles();
+  for (;;) {
+    // Spin.
+    const nsec budget = budget_now();
+    bool preempted = false;
+    if (budget) {
+      const uint64_t t0 = cycles(), per_us = cycles_per_2_20_ns() / 1048, end = budget * per_us / 1000;
+      uint64_t last = t0, asked = t0;
+      for (;;) {
+        bool did = false;
+        each_stack(p.stacks, [&](stack* s) { did |= stack_poll(s); });
+        if (did || w->signaled.load(std::memory_order_relaxed)) {
+          w->signaled.store(0, std::memory_order_relaxed);
+          if ((r = p.check(p.ctx)) > 0) { learn(0, false); return r; }
+        }
+        const uint64_t t = cycles();
+        if (t - last > lost_cpu * per_us / 1000) preempted = true;
+        last = t;
+        if (p.check_kernel && t - asked > 4 * per_us) {
+          asked = t;
+          if ((r = p.check_kernel(p.ctx)) > 0) return r;
+        }
+        if (signals_seen != sig0) return -EINTR;
+        if (t - t0 > end || preempted) break;
+        if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) break;
+        if (t - t0 > yield_after * per_us / 1000) sched_yield(); else cpu_relax();
+      }
+    }
+    // Sleep. Armed first, then one more look: whatever happens after the look finds somebody to wake.
+    if (w->event_fd < 0) {
+      const int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+      if (fd >= 0) { w->event_fd = process_move_high(fd); process_fd_add_internal(w->event_fd); }
+    }
+    w->sleeping.store(1, std::memory_order_seq_cst);
+    bool work = w->signaled.exchange(0, std::memory_order_seq_cst) != 0;
+    nsec wake_at = p.deadline;
+    each_stack(p.stacks, [&](stack* s) {
+      if (s->sockets.load(std::memory_order_relaxed) == 0) return;
+      if (!stack_arm(s)) work = true;
+      const nsec t = stack_next_timer(s);
+      if (t < wake_at) wake_at = t;
+    });
+    if ((r = p.check(p.ctx)) > 0 || work || (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0)) {
+      w->sleeping.store(0, std::memory_order_relaxed);
+      each_stack(p.stacks, [&](stack* s) { if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s); stack_poll(s); });
+      if (r > 0) return r;
+      if ((r = p.check(p.ctx)) > 0) return r;
+      if (signals_seen != sig0) return -EINTR;
+      if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) return 0;
+      continue;
+    }
+    nsec timeout = ~nsec{0};
+    if (wake_at != ~nsec{0}) {
+      const nsec now = clock_now();
+      timeout = wake_at > now ? wake_at - now : 0;
+    }
+    int slept = signals_seen != sig0 ? -EINTR : timeout == 0 ? 0 : sleep_once(p, w, timeout);
+    w->sleeping.store(0, std::memory_order_relaxed);
+    if (w->signaled.exchange(0, std::memory_order_acquire) && w->event_fd >= 0) {
+      uint64_t v;
+      raw_syscall(SYS_read, w->event_fd, &v, sizeof v);
+    }
+    helper_unpark();
+    each_stack(p.stacks, [&](stack* s) {
+      mib_add(s->net.stats->StackSleeps);
+      if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s);
+      stack_poll(s);
+    });
+    learn(cycles_to_ns(cycles() - began), preempted);
+    if ((r = p.check(p.ctx)) > 0) return r;
+    if (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0) return r;
+    if (slept == -EINTR || signals_seen != sig0) return -EINTR;
+    if (slept < 0) return slept;
+    if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) return 0;
+  }
+}
+
+}  // namespace icepath

@@ -1,0 +1,234 @@
+// See helper.hpp. Owner of everything here: the helper thread, except the flags the unpark uses.
+#include "stack/helper.hpp"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+
+#include "base/clock.hpp"
+#include "base/log.hpp"
+#include "libc.hpp"
+#include "stack/process.hpp"
+#include "stack/stack.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 62;  // key_stack + stack number
+constexpr unsigned ticks_before_park = 25;
+
+std::atomic<uint32_t> started{0};
+std::atomic<bool> parked{false}, stop{false};
+int ep = -1, ev = -1, ctl = -1;
+pthread_t thread;
+thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
+void (*on_lane)(uint64_t, uint32_t) = nullptr;
+int (*on_control)(uint32_t, uint64_t, uint32_t*) = nullptr;
+uint64_t watching_stack = 0;  // bit: FIFO of that stack is in ep
+
+void watch_stack(stack* s, bool on) {
+  const uint64_t bit = 1ull << s->no;
+  if (((watching_stack & bit) != 0) == on) return;
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = key_stack + s->no;
+  if (real::epoll_ctl(ep, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, stack_wake_fd(s), &e) == 0) watching_stack ^= bit;
+}
+
+void control() {
+  control_mailbox& m = process_region()->hdr->control;
+  const uint32_t req = m.req.load(std::memory_order_acquire);  // partner: the requester's store after writing cmd
+  if (req == m.done.load(std::memory_order_relaxed)) return;
+  uint32_t count = 0;
+  m.status = on_control ? on_control(m.cmd, m.arg, &count) : -ENOSYS;
+  m.count = count;
+  m.done.store(req, std::memory_order_release);
+}
+
+// One look at every stack. Returns whether somebody might stop attending without telling us, and the next timer that is ours.
+bool attend(nsec* next_timer) {
+  bool busy = false;
+  const nsec now = clock_now();
+  for (uint16_t i = 0; i < max_stacks; ++i) {
+    stack* s = stack_by_no(i);
+    if (!s) break;
+    if (s->sockets.load(std::memory_order_relaxed) == 0) { watch_stack(s, false); continue; }
+    const bool ours = s->helper_armed.load(std::memory_order_acquire);
+    if (!ours) watch_stack(s, false);
+    if (ours) {
+      stack_poll(s);
+    } else if (s->armed.load(std::memory_order_acquire)) {
+      continue;  // a sleeper attends: events and timers are its business
+    } else if (now - s->last_poll.load(std::memory_order_relaxed) < helper_silence) {
+      busy = true;
+      continue;
+    } else {
+      stack_poll(s);
+    }
+    s->helper_armed.store(true, std::memory_order_release);
+    bool ok = false;
+    for (int k = 0; k < 8 && !(ok = stack_arm(s)); ++k) stack_poll(s);
+    if (!ok) { s->helper_armed.store(false, std::memory_order_release); busy = true; continue; }
+    watch_stack(s, true);
+    const nsec t = stack_next_timer(s);
+    if (t < *next_timer) *next_timer = t;
+  }
+  return busy;
+}
+
+void* run(void*) {
+  is_helper = true;
+  pthread_setname_np(pthread_self(), "icepath");
+  unsigned quiet = 0;
+  epoll_event e[64];
+  for (;;) {
+    nsec next = ~nsec{0};
+    bool busy = attend(&next);
+    quiet = busy ? 0 : quiet + 1;
+    const bool park = quiet > ticks_before_park;
+    if (park) {
+      parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
+      next = ~nsec{0};
+      if (attend(&next)) { parked.store(false); quiet = 0; }
+    }
+    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(helper_silence / msec_ns);
+    if (next != ~nsec{0}) {
+      const nsec now = clock_now();
+      const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
+      if (timeout < 0 || ms < timeout) timeout = ms;
+    }
+    const int k = real::epoll_wait(ep, e, 64, timeout);
+    if (k != 0) parked.store(false, std::memory_order_relaxed);
+    if (stop.load(std::memory_order_acquire)) return nullptr;
+    for (int i = 0; i < k; ++i) {
+      if (e[i].data.u64 == key_event) {
+        uint64_t v;
+        if (::read(ev, &v, sizeof v) < 0) {}
+        quiet = 0;
+      } else if (e[i].data.u64 == key_ctl) {
+        char b[64];
+        while (::read(ctl, b, sizeof b) > 0) {}
+        control();
+      } else if (e[i].data.u64 >= key_stack) {
+        if (stack* s = stack_by_no(static_cast<uint16_t>(e[i].data.u64 - key_stack))) {
+          stack_disarm(s);
+          stack_poll(s);
+        }
+      } else if (on_lane) {
+        on_lane(e[i].data.u64, e[i].events);
+      }
+    }
+  }
+}
+
+int open_ctl() {
+  char path[256];
+  std::snprintf(path, sizeof path, "%s/p%u.ctl", runtime_dir_path(), process_region()->slot);
+  ::unlink(path);
+  if (::mkfifo(path, 0600) != 0) return -1;
+  return ::open(path, O_RDWR | O_NONBLOCK | O_CLOEXEC);
+}
+
+int internal(int fd) {
+  if (fd < 0) return fd;
+  fd = process_move_high(fd);
+  process_fd_add_internal(fd);
+  return fd;
+}
+
+}  // namespace
+
+bool stack_is_helper_thread() { return is_helper; }
+
+bool helper_start() {
+  uint32_t v = started.load(std::memory_order_acquire);
+  if (ICEPATH_LIKELY(v == 2)) return true;
+  if (v == 3) return false;
+  v = 0;
+  if (!started.compare_exchange_strong(v, 1)) {
+    while ((v = started.load(std::memory_order_acquire)) == 1) sched_yield();
+    return v == 2;
+  }
+  ep = internal(real::epoll_create1(EPOLL_CLOEXEC));
+  ev = internal(eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  ctl = internal(open_ctl());
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = key_event;
+  bool ok = ep >= 0 && ev >= 0 && real::epoll_ctl(ep, EPOLL_CTL_ADD, ev, &e) == 0;
+  if (ok && ctl >= 0) {
+    e.data.u64 = key_ctl;
+    real::epoll_ctl(ep, EPOLL_CTL_ADD, ctl, &e);
+  }
+  if (ok) {
+    sigset_t all, old;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &old);
+    pthread_attr_t at;
+    pthread_attr_init(&at);
+    pthread_attr_setstacksize(&at, 256 * 1024);
+    ok = pthread_create(&thread, &at, run, nullptr) == 0;
+    pthread_attr_destroy(&at);
+    pthread_sigmask(SIG_SETMASK, &old, nullptr);
+  }
+  if (!ok) log_error("no fast path: the helper thread cannot be started");
+  started.store(ok ? 2 : 3, std::memory_order_release);
+  return ok;
+}
+
+void helper_forget() {
+  started.store(0);
+  parked.store(false);
+  stop.store(false);
+  watching_stack = 0;
+  // The descriptors are the parent's open files: our copies go, the parent keeps its own.
+  for (int* fd : {&ep, &ev, &ctl}) {
+    if (*fd >= 0) real::close(*fd);
+    *fd = -1;
+  }
+}
+
+void helper_stop() {
+  if (started.load() != 2 || is_helper) return;
+  stop.store(true, std::memory_order_release);
+  const uint64_t one = 1;
+  if (::write(ev, &one, sizeof one) < 0) {}
+  pthread_join(thread, nullptr);
+  started.store(3);
+  char path[256];
+  std::snprintf(path, sizeof path, "%s/p%u.ctl", runtime_dir_path(), process_region()->slot);
+  ::unlink(path);
+}
+
+void helper_unpark() {
+  if (!parked.load(std::memory_order_seq_cst)) return;
+  if (!parked.exchange(false)) return;
+  const uint64_t one = 1;
+  if (::write(ev, &one, sizeof one) < 0) {}
+}
+
+bool helper_parked() { return parked.load(std::memory_order_relaxed); }
+
+bool helper_watch(int fd, uint64_t key) {
+  epoll_event e{};
+  e.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
+  e.data.u64 = key;
+  return real::epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0;
+}
+
+void helper_unwatch(int fd) {
+  epoll_event e{};
+  real::epoll_ctl(ep, EPOLL_CTL_DEL, fd, &e);
+}
+
+void helper_set_handlers(void (*lane_event)(uint64_t, uint32_t), int (*ctrl)(uint32_t, uint64_t, uint32_t*)) {
+  on_lane = lane_event;
+  on_control = ctrl;
+}
+
+}  // namespace icepath

@@ -1,0 +1,26 @@
+// The helper thread (DESIGN section 4): asleep while application threads attend their stacks; all signals blocked.
+//  - a stack with live sockets that nobody has polled for `silence` is polled, then armed, by the helper: ACKs, timers and retransmits go on
+//    while the application computes;
+//  - kernel lanes of promoted connections are watched here: a dead or demoting peer is noticed at once;
+//  - the control mailbox (`icepath off|on|ss`) is answered here.
+// An idle process uses no CPU: the helper parks (no timeout) when every stack is attended by a sleeper or armed by itself.
+#pragma once
+#include <cstdint>
+#include "base/types.hpp"
+
+namespace icepath {
+
+struct stack;
+constexpr nsec helper_silence = 2 * msec_ns;
+
+bool helper_start();                       // idempotent
+void helper_forget();                      // in a fork child
+void helper_stop();                        // joins; at exit
+void helper_unpark();                      // an application thread has woken: somebody may stop attending
+bool helper_parked();
+// Kernel lane watching. fn runs on the helper thread, with no owner word held. key is given back to fn.
+bool helper_watch(int fd, uint64_t key);
+void helper_unwatch(int fd);
+void helper_set_handlers(void (*lane_event)(uint64_t key, uint32_t events), int (*control)(uint32_t cmd, uint64_t arg, uint32_t* count));
+
+}  // namespace icepath

@@ -1,0 +1,260 @@
+// Per-thread stacks: making, owner word, backlog, one poll round, arm and sleep. See stack.hpp.
+#include "stack/stack.hpp"
+
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <new>
+
+#include "base/clock.hpp"
+#include "base/siphash.hpp"
+#include "e810/local_port.hpp"
+#include "neigh/neighbour.hpp"
+#include "net/qdisc.hpp"
+#include "stack/helper.hpp"
+#include "stack/process.hpp"
+#include "tcp/tcp.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr uint32_t contended = 0x80000000u;
+
+std::atomic<stack*> stacks[max_stacks];
+std::atomic<uint32_t> making{0};
+thread_local stack* mine __attribute__((tls_model("initial-exec"))) = nullptr;
+thread_local uint32_t my_tid __attribute__((tls_model("initial-exec"))) = 0;
+pthread_key_t exit_key;
+bool exit_key_made = false;
+
+uint32_t tid() {
+  if (ICEPATH_UNLIKELY(my_tid == 0)) my_tid = static_cast<uint32_t>(::syscall(SYS_gettid));
+  return my_tid;
+}
+
+// The thread is going: its stack stays with the sockets that live there, for the next thread that needs one.
+void thread_gone(void* p) { static_cast<stack*>(p)->in_use.store(false, std::memory_order_release); }
+
+void queue_ready(net& n, net_device& dev, uint16_t txq) {
+  (void)n;
+  dev_attach_qdisc(dev, txq);
+}
+
+stack* make(uint16_t no) {
+  region* r = process_region();
+  void* mem = ::operator new(sizeof(stack), std::align_val_t{alignof(stack)}, std::nothrow);
+  if (!mem) return nullptr;
+  auto* s = new (mem) stack;
+  s->no = no;
+  s->net.now = clock_now();
+  s->net.timers.~timer_wheel();
+  new (&s->net.timers) timer_wheel(s->net.now);
+  s->net.skbs.init(&r->frames);
+  s->net.stats = &r->hdr->stats[no];
+  s->net.stack = s;
+  if (getrandom(s->net.secret, sizeof s->net.secret, GRND_NONBLOCK) != sizeof s->net.secret)
+    s->net.secret[0] = s->net.now * 0x9e3779b97f4a7c15ull, s->net.secret[1] = reinterpret_cast<uintptr_t>(s);
+  s->net.neigh = neigh_table_create();
+  s->net.tcp = tcp_table_create(1u << 16);
+  local_port_queue_init = queue_ready;
+  auto p = local_port_create(*r, s->net, no);
+  if (!s->net.neigh || !s->net.tcp || !p.ok()) {
+    if (p.ok()) local_port_destroy(*p);
+    if (s->net.tcp) tcp_table_destroy(s->net);
+    if (s->net.neigh) neigh_table_destroy(s->net);
+    s->~stack();
+    ::operator delete(mem, std::align_val_t{alignof(stack)});
+    return nullptr;
+  }
+  s->port = *p;
+  s->net.dev = local_port_dev(s->port);
+  s->in_use.store(true, std::memory_order_relaxed);
+  return s;
+}
+
+void futex_wait(std::atomic<uint32_t>* w, uint32_t v) { ::syscall(SYS_futex, w, FUTEX_WAIT_PRIVATE, v, nullptr, nullptr, 0); }
+void futex_wake(std::atomic<uint32_t>* w) { ::syscall(SYS_futex, w, FUTEX_WAKE_PRIVATE, 1, nullptr, nullptr, 0); }
+
+void run_backlog(stack* s) {
+  backlog_item* it = s->backlog.exchange(nullptr, std::memory_order_acquire);  // partner: stack_defer
+  backlog_item* fifo = nullptr;
+  while (it) { backlog_item* nx = it->next; it->next = fifo; fifo = it; it = nx; }
+  while (fifo) {
+    backlog_item* nx = fifo->next;
+    mib_add(s->net.stats->StackBacklog);
+    fifo->fn(s, fifo);
+    fifo = nx;
+  }
+}
+
+}  // namespace
+
+stack* stack_of_thread() {
+  if (ICEPATH_LIKELY(mine != nullptr)) return mine;
+  if (!process_ready()) return nullptr;
+  while (making.exchange(1, std::memory_order_acquire)) sched_yield();
+  if (!exit_key_made) exit_key_made = pthread_key_create(&exit_key, thread_gone) == 0;
+  stack* got = nullptr;
+  for (uint16_t i = 0; i < max_stacks && !got; ++i) {
+    stack* s = stacks[i].load(std::memory_order_relaxed);
+    if (s) {
+      bool expect = false;
+      if (s->in_use.compare_exchange_strong(expect, true)) got = s;
+    } else {
+      got = make(i);
+      if (got) stacks[i].store(got, std::memory_order_release);
+      break;
+    }
+  }
+  making.store(0, std::memory_order_release);
+  if (got) {
+    mine = got;
+    if (exit_key_made) pthread_setspecific(exit_key, got);
+  }
+  return got;
+}
+
+stack* stack_by_no(uint16_t no) { return no < max_stacks ? stacks[no].load(std::memory_order_acquire) : nullptr; }
+
+void stacks_forget() {
+  for (auto& s : stacks) s.store(nullptr, std::memory_order_relaxed);
+  mine = nullptr;
+  my_tid = 0;
+  making.store(0, std::memory_order_relaxed);
+}
+
+bool stack_enter(stack* s) {
+  const uint32_t me = tid();
+  uint32_t v = 0;
+  if (ICEPATH_LIKELY(s->owner.compare_exchange_strong(v, me, std::memory_order_acquire))) return true;
+  if ((v & ~contended) == me) return false;  // a signal handler over the owner
+  s->want.fetch_add(1, std::memory_order_relaxed);
+  for (unsigned spin = 0;; ++spin) {
+    v = s->owner.load(std::memory_order_relaxed);
+    if (v == 0) {
+      // After sleeping we cannot know whether others sleep too: take it contended, the leave will wake them.
+      if (s->owner.compare_exchange_strong(v, spin < 200 ? me : me | contended, std::memory_order_acquire)) break;
+      continue;
+    }
+    if (spin < 200) { __builtin_ia32_pause(); continue; }
+    if (!(v & contended) && !s->owner.compare_exchange_strong(v, v | contended, std::memory_order_relaxed)) continue;
+    futex_wait(&s->owner, v | contended);
+  }
+  s->want.fetch_sub(1, std::memory_order_relaxed);
+  return true;
+}
+
+bool stack_try_enter(stack* s) {
+  uint32_t v = 0;
+  return s->owner.compare_exchange_strong(v, tid(), std::memory_order_acquire);
+}
+
+void stack_leave(stack* s) {
+  for (;;) {
+    if (ICEPATH_UNLIKELY(s->backlog.load(std::memory_order_relaxed) != nullptr)) run_backlog(s);
+    if (s->owner.exchange(0, std::memory_order_seq_cst) & contended) futex_wake(&s->owner);
+    // An item pushed after run_backlog by somebody who saw us inside: seq_cst pairs with stack_defer.
+    if (ICEPATH_LIKELY(s->backlog.load(std::memory_order_seq_cst) == nullptr)) return;
+    if (!stack_try_enter(s)) return;  // the new owner runs it at its leave
+  }
+}
+
+void stack_defer(stack* s, backlog_item* it) {
+  backlog_item* h = s->backlog.load(std::memory_order_relaxed);
+  do it->next = h;
+  while (!s->backlog.compare_exchange_weak(h, it, std::memory_order_seq_cst));  // partner: stack_leave
+  if (stack_try_enter(s)) stack_leave(s);
+}
+
+bool stack_poll_inside(stack* s) {
+  net& n = s->net;
+  n.now = clock_now();
+  s->last_poll.store(n.now, std::memory_order_relaxed);
+  if (ICEPATH_UNLIKELY(s->helper_armed.load(std::memory_order_relaxed)) && !stack_is_helper_thread()) {
+    s->helper_armed.store(false, std::memory_order_relaxed);
+    s->armed.store(false, std::memory_order_relaxed);
+    n.dev->disarm();
+    helper_unpark();
+  }
+  bool did = false;
+  sk_buff* v[32];
+  for (unsigned round = 0; round < 4; ++round) {
+    const int k = n.dev->rx_burst(v, 32);
+    for (int i = 0; i < k; ++i) {
+      if (i + 1 < k) __builtin_prefetch(v[i + 1]->data);
+      netif_receive_skb(n, v[i]);
+    }
+    if (k > 0) did = true;
+    if (k < 32) break;
+  }
+  if (n.dev->clean_tx(64) > 0) did = true;
+  if (n.timers.armed() && n.timers.next_expiry() <= n.now && n.timers.run(n.now) > 0) did = true;
+  netif_run_queues(*n.dev);
+  if (!s->lane_work.empty()) { s->lane_work_fn(s); did = true; }
+  return did;
+}
+
+bool stack_poll(stack* s) {
+  if (!stack_try_enter(s)) return false;
+  const bool did = stack_poll_inside(s);
+  stack_leave(s);
+  return did;
+}
+
+bool stack_arm(stack* s) {
+  if (!stack_enter(s)) return false;
+  const bool ok = s->lane_work.empty() && s->net.dev->arm();
+  if (ok) s->armed.store(true, std::memory_order_relaxed);
+  stack_leave(s);
+  return ok;
+}
+
+void stack_disarm(stack* s) {
+  if (!stack_enter(s)) return;
+  s->armed.store(false, std::memory_order_relaxed);
+  s->net.dev->disarm();
+  local_port_drain_wake(s->port);
+  stack_leave(s);
+}
+
+int stack_wake_fd(const stack* s) { return local_port_wake_fd(s->port); }
+void stack_kick(stack* s) { local_port_wake_self(s->port); }
+
+stack_id stack_self(const stack* s) {
+  region* r = process_region();
+  return {r->slot, s->no, r->cookie};
+}
+
+stack_attach stack_attach_peer(stack* s, const stack_id& id, uint16_t* txq, uint8_t mac[6]) {
+  const peer_stack p{id.process_slot, id.stack_no, id.process_cookie};
+  switch (local_port_attach(s->port, p, txq, mac)) {
+    case attach::ready: return stack_attach::ready;
+    case attach::pending: return stack_attach::pending;
+    default: return stack_attach::failed;
+  }
+}
+
+void stack_detach_peer(stack* s, const stack_id& id) {
+  local_port_detach(s->port, {id.process_slot, id.stack_no, id.process_cookie});
+}
+
+bool stack_peer_row_sent(stack* s, const stack_id& id, uint32_t row, uint64_t* bytes) {
+  const region_peer* p = local_port_peer_region(s->port, {id.process_slot, id.stack_no, id.process_cookie});
+  if (!p || row >= max_sock_rows) return false;
+  const uint64_t off = p->hdr()->rows_off + uint64_t{row} * sizeof(sock_row);
+  if (off % alignof(sock_row) || off > p->bytes || p->bytes - off < sizeof(sock_row)) return false;
+  *bytes = __atomic_load_n(&reinterpret_cast<const sock_row*>(p->base + off)->fast_tx_bytes, __ATOMIC_ACQUIRE);
+  return true;
+}
+
+nsec stack_next_timer(stack* s) {
+  if (!stack_enter(s)) return ~nsec{0};
+  const nsec t = s->net.timers.armed() ? s->net.timers.next_expiry() : ~nsec{0};
+  stack_leave(s);
+  return t;
+}
+
+}  // namespace icepath
