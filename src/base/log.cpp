@@ -38,7 +38,7 @@ void emit(const char* fmt, va_list ap) {
   static constexpr char head[] = "icepath: ";
   std::memcpy(line, head, sizeof head - 1);
   size_t n = sizeof head - 1;
-  n += format_line(line + n, sizeof line - n - 1, fmt, ap);
+  n += format_line(line + n, sizeof line - n, fmt, ap);
   line[n++] = '\n';
   (void)raw_syscall(SYS_write, 2, line, n);
 }

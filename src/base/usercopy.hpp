@@ -1,12 +1,32 @@
 // Copies between our memory and the application's, where a bad pointer must give EFAULT and not a crash (T05).
-// Fast path: plain memcpy between two stores to a thread-local recovery record; a SIGSEGV/SIGBUS handler that icepath chains
-// in front of the program's own jumps out when the fault is inside such a copy, and passes every other fault on unchanged.
+//
+// The copy is one assembly routine without a stack frame. A SIGSEGV/SIGBUS handler recognises a fault by its instruction pointer
+// lying inside that routine and moves it to the routine's exit; every other fault goes on to the program's own handler, or to the
+// default action, unchanged. So a good pointer pays nothing: no record, no setjmp. Any thread, any signal handler, also the child of vfork.
+// Where there is no such routine (not x86-64) the kernel does the copy: process_vm_readv on ourselves, EFAULT is its answer.
 #pragma once
+#include <signal.h>
+
 #include "base/types.hpp"
 
 namespace icepath {
 
-size_t copy_from_user(void* to, const void* from, size_t n);   // bytes NOT copied, as in the kernel: 0 is success
+// Bytes NOT copied, as in the kernel: 0 is success. A short fault may report all n although some were copied.
+size_t copy_from_user(void* to, const void* from, size_t n);
 size_t copy_to_user(void* to, const void* from, size_t n);
+
+// Puts the handler in place; what was installed becomes the next one. Until then a bad pointer crashes as it does without us.
+// `real` is libc's sigaction; nullptr: looked up behind this library.
+using sigaction_fn = int (*)(int, const struct sigaction*, struct sigaction*);
+result<bool> usercopy_install(sigaction_fn real = nullptr);
+bool usercopy_installed();
+
+// The program's own action for SIGSEGV or SIGBUS, which it believes to be installed: the interposed sigaction reads and writes it
+// here instead of in the kernel. Safe in signal handlers. set returns false for other signals.
+bool usercopy_set_next(int sig, const struct sigaction* act);
+bool usercopy_get_next(int sig, struct sigaction* act);
+
+// For a handler of one's own: true when the fault was in a user copy and the context now continues at its exit.
+bool usercopy_fault(const siginfo_t* info, void* ucontext);
 
 }  // namespace icepath
