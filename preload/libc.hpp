@@ -22,6 +22,7 @@ ssize_t send(int fd, const void* p, size_t n, int flags);
 ssize_t recv(int fd, void* p, size_t n, int flags);
 int poll(pollfd* f, nfds_t n, int timeout_ms);
 int ppoll(pollfd* f, nfds_t n, const timespec* ts, const sigset_t* mask);
+int epoll_create1(int flags);
 int epoll_ctl(int ep, int op, int fd, epoll_event* ev);
 int epoll_wait(int ep, epoll_event* ev, int max, int timeout);
 int epoll_pwait2(int ep, epoll_event* ev, int max, const timespec* ts, const sigset_t* mask);
