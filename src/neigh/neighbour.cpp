@@ -39,16 +39,15 @@ list_head& slot_of(neigh_table& t, const net_device* dev, const inet_addr& key) 
 neighbour* entry(list_node* l) { return list_entry<neighbour, &neighbour::node>(l); }
 
 // Writer of the seqlock. One writer at a time: the odd number is taken by CAS, so that owner and control plane may meet.
-// Readers: hh_copy. The data go as two relaxed 64-bit words; the release fence and the release store order them.
+// Readers: hh_copy. Each word is stored with release: a reader that sees a new word sees the odd number too, and retries.
 void hh_write(hh_cache& hh, const uint64_t (&w)[2], uint16_t len) {
   uint32_t s = hh.seq.load(std::memory_order_relaxed);
   do s &= ~1u;
   while (!hh.seq.compare_exchange_weak(s, s + 1, std::memory_order_acq_rel));
-  std::atomic_thread_fence(std::memory_order_release);
   hh_word* d = reinterpret_cast<hh_word*>(hh.hh_data);
-  __atomic_store_n(d, w[0], __ATOMIC_RELAXED);
-  __atomic_store_n(d + 1, w[1], __ATOMIC_RELAXED);
-  __atomic_store_n(&hh.hh_len, len, __ATOMIC_RELAXED);
+  __atomic_store_n(d, w[0], __ATOMIC_RELEASE);
+  __atomic_store_n(d + 1, w[1], __ATOMIC_RELEASE);
+  __atomic_store_n(&hh.hh_len, len, __ATOMIC_RELEASE);
   hh.seq.store(s + 2, std::memory_order_release);
 }
 

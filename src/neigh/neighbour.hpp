@@ -24,9 +24,8 @@ inline bool hh_copy(const hh_cache& hh, uint8_t* to) {
   for (;;) {
     const uint32_t s = hh.seq.load(std::memory_order_acquire);   // partner: the release store that ends a write
     const auto* d = reinterpret_cast<const hh_word*>(hh.hh_data);
-    const uint64_t w[2] = {__atomic_load_n(d, __ATOMIC_RELAXED), __atomic_load_n(d + 1, __ATOMIC_RELAXED)};
-    const uint16_t len = __atomic_load_n(&hh.hh_len, __ATOMIC_RELAXED);
-    std::atomic_thread_fence(std::memory_order_acquire);         // partner: the release fence that begins a write
+    const uint64_t w[2] = {__atomic_load_n(d, __ATOMIC_ACQUIRE), __atomic_load_n(d + 1, __ATOMIC_ACQUIRE)};   // partner: release stores
+    const uint16_t len = __atomic_load_n(&hh.hh_len, __ATOMIC_ACQUIRE);
     if (ICEPATH_UNLIKELY((s & 1) || hh.seq.load(std::memory_order_relaxed) != s)) continue;
     std::memcpy(to, w, 16);
     return len != 0;

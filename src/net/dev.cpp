@@ -76,8 +76,8 @@ void netif_run_queues(net_device& dev) {
 void netif_tx_wake_queue(net_device& dev, uint16_t txq, uint32_t bit) {
   netdev_queue& t = dev.txq[txq];
   const uint32_t old = t.state.fetch_and(~bit, std::memory_order_acq_rel);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // partner: the fence in qdisc::maybe_clear_missed
-  // Whatever the qdisc's state says: a run that is just giving up on the stopped queue must find our MISSED.
+  // Whatever the qdisc's state says: a run that is just giving up on the stopped queue must find our MISSED
+  // (qdisc::maybe_clear_missed).
   if ((old & bit) && !(old & ~bit) && t.q && dev.owner) t.q->run(*dev.owner);
 }
 

@@ -42,11 +42,11 @@ void qdisc::run_end(net& n, verdict v) {
   }
 }
 
-// The transmit queue is stopped: no use in running again until it is woken. Clears MISSED, then looks again: a wake that came
-// before is seen (its run_begin left MISSED, and this read-modify-write reads from it), one that comes later runs us.
+// The transmit queue is stopped: no use in running again until it is woken. Clears MISSED, then looks again. The partner is
+// netif_tx_wake_queue, which clears the stop bit and then sets MISSED, since we hold RUNNING: either before our clearing, which then
+// reads from it (both are read-modify-writes of state_) and so the load below sees the stop bit clear; or after, and MISSED stays.
 void qdisc::maybe_clear_missed() {
   state_.fetch_and(~QDISC_STATE_MISSED, std::memory_order_acq_rel);
-  std::atomic_thread_fence(std::memory_order_seq_cst);  // partner: the fence in netif_tx_wake_queue
   state_.fetch_or(netif_xmit_frozen_or_stopped(txq()) ? QDISC_STATE_DRAINING : QDISC_STATE_MISSED, std::memory_order_acq_rel);
 }
 
