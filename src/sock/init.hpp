@@ -1,0 +1,15 @@
+// Set-up and end of the socket layer, as preload/init.cpp and preload/call_fd.cpp drive it. sock_init runs once, in the library's
+// constructor, before the program's main; nothing here may fail visibly to the program.
+#pragma once
+
+namespace icepath {
+
+bool sock_init();                   // fd table, process, stacks; false: the fast path cannot be set up, all stays with the kernel
+const char* sock_init_failure();    // after false: static text saying why
+void sock_print_stats();            // ICEPATH_STATS=1: one line on stderr
+
+// The library's own descriptors (memory, wake-up, rings): the program must neither close nor replace them.
+bool sock_fd_is_internal(int fd);
+bool sock_fd_move_internal(int fd); // fd is about to be replaced by dup2: put ours on another number; false: it could not be moved
+
+}  // namespace icepath
