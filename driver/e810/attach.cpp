@@ -45,12 +45,7 @@ int map_process(local_port& p, uint32_t slot, uint64_t cookie, bool cookie_low) 
   auto r = region_open_peer(slot, cookie_low ? 0 : cookie, false);
   if (!r.ok()) return -1;
   region_peer rp = *r;
-  // The layout is a constant of this version, so it must be ours. It is checked here and taken from our own header ever after.
-  const region_header *h = rp.hdr(), *o = p.own->hdr;
-  const bool same = h->version == o->version && h->functions_off == o->functions_off && h->function_stride == o->function_stride &&
-                    h->rings_off == o->rings_off && h->frames_off == o->frames_off;
-  const bool fits = rp.bytes >= o->frames_off && o->functions_off + uint64_t{max_stacks} * o->function_stride <= rp.bytes;
-  if (!same || !fits || (cookie_low && (rp.cookie & slot_word::cookie_mask) != cookie)) {
+  if (rp.bytes < region_frames_off || (cookie_low && (rp.cookie & slot_word::cookie_mask) != cookie)) {
     region_close_peer(rp);
     return -1;
   }
@@ -87,7 +82,7 @@ int get_peer(local_port& p, uint32_t process, uint16_t stack, uint64_t cookie, b
   q.id = id;
   q.map = map;
   q.wake_fd = fd;
-  q.fn = reinterpret_cast<e810_function*>(base + p.own->hdr->functions_off + uint64_t{stack} * p.own->hdr->function_stride);
+  q.fn = reinterpret_cast<e810_function*>(base + region_functions_off + uint64_t{stack} * region_function_stride);
   if (map >= 0) ++p.maps[map].refs;
   return i;
 }
@@ -123,7 +118,7 @@ bool tx_claim(local_port& p, int pi) {
   auto* q = new (mem) e810_txq;
   q->ring.desc = reinterpret_cast<ice_tx_desc*>(ring);
   q->ring.dma_base = p.own->base;
-  q->ring.dma_lo = p.own->hdr->frames_off;
+  q->ring.dma_lo = region_frames_off;
   q->ring.dma_hi = p.own->bytes;
   q->ring.dev = &p;
   q->ring.q_index = static_cast<uint16_t>(t);
@@ -134,7 +129,7 @@ bool tx_claim(local_port& p, int pi) {
   q->peer_fn = peer.fn;
   q->wake_fd = peer.wake_fd;
   q->peer_base = peer.map < 0 ? p.own->base : p.maps[peer.map].rp.base;
-  q->peer_lo = p.own->hdr->frames_off;
+  q->peer_lo = region_frames_off;
   q->peer_hi = peer.map < 0 ? p.own->bytes : p.maps[peer.map].rp.bytes;
   e810_mac(peer.id.process_slot, peer.id.stack_no, peer.id.process_cookie, q->peer_mac);
   for (unsigned s = 0; s < e810_max_peers; ++s) {
@@ -163,9 +158,8 @@ bool tx_ready(local_port& p, int pi) {
   local_peer& peer = p.peers[pi];
   e810_txq* q = p.tx_all[peer.tx];
   const uint64_t off = q->slot->rx_desc_off.load(std::memory_order_relaxed);
-  const region_header* h = p.own->hdr;
-  const bool sane = q->slot->rx_count.load(std::memory_order_relaxed) == ice_rx_count && off >= h->rings_off && !(off & 63) &&
-                    off <= h->frames_off && h->frames_off - off >= e810_rx_ring_bytes;
+  const bool sane = q->slot->rx_count.load(std::memory_order_relaxed) == ice_rx_count && off >= region_rings_off && !(off & 63) &&
+                    off <= region_frames_off && region_frames_off - off >= e810_rx_ring_bytes;
   if (!sane) return false;
   q->rx = reinterpret_cast<ice_32b_rx_flex_desc*>(q->peer_base + off);
   q->rx_features = q->slot->rx_features.load(std::memory_order_relaxed);
@@ -389,6 +383,12 @@ unsigned local_port_peers(const local_port* p) {
   unsigned n = 0;
   for (const local_peer& q : p->peers) n += q.used;
   return n;
+}
+
+const region_peer* local_port_peer_region(const local_port* p, const peer_stack& peer) {
+  for (const local_peer& q : p->peers)
+    if (q.used && q.map >= 0 && q.id.process_slot == peer.process_slot && q.id.process_cookie == peer.process_cookie) return &p->maps[q.map].rp;
+  return nullptr;
 }
 
 void local_port_destroy(local_port* p) {

@@ -21,7 +21,6 @@ namespace icepath {
 
 constexpr unsigned e810_max_peers = 64;                  // per stack; a connection to one more peer stays in the kernel
 constexpr uint32_t e810_magic = 0x45383130, e810_version = 1;
-constexpr size_t e810_function_stride = 64 * 1024;
 
 enum class slot_state : uint8_t { free, claimed, ready, revoked, closing };
 
@@ -57,7 +56,7 @@ struct e810_function {
   alignas(64) std::atomic<uint64_t> active;
   e810_slot slots[e810_max_peers];
 };
-static_assert(sizeof(e810_function) <= e810_function_stride);
+static_assert(sizeof(e810_function) <= region_function_stride);
 static_assert(std::atomic<uint64_t>::is_always_lock_free && std::atomic<uint32_t>::is_always_lock_free);
 
 // Wakes the owner of `fn` if it sleeps or is about to. The caller has published its change and executed full_fence(). true: written.

@@ -233,7 +233,7 @@ void local_port::disarm() { fn->armed.store(0, std::memory_order_relaxed); }
 
 result<local_port*> local_port_create(region& own, net& n, uint16_t stack_no) {
   using res = result<local_port*>;
-  if (stack_no >= max_stacks || own.hdr->function_stride < sizeof(e810_function)) return res::error(EINVAL);
+  if (stack_no >= max_stacks) return res::error(EINVAL);
   void* mem = e810_map_private(sizeof(local_port));
   if (!mem) return res::error(ENOMEM);
   auto* p = new (mem) local_port;

@@ -94,7 +94,7 @@ bool insert_vlan(sk_buff* skb) {
 
 bool gso_is_ok(const net_device& dev, const sk_buff* skb) {
   const uint32_t need = is_v6(skb) ? NETIF_F_TSO6 : NETIF_F_TSO;
-  return (dev.features & need) && skb->len <= dev.gso_max_size && skb->gso_segs <= dev.gso_max_segs &&
+  return (dev.features & need) && skb->len <= dev.gso_max_size && skb->gso_segs <= dev.gso_max_segs && skb->gso_size >= dev.gso_min_size &&
          (!skb->nr_frags || (dev.features & NETIF_F_SG));
 }
 

@@ -11,7 +11,9 @@ bool needs_software(const net_device& dev, const sk_buff* skb);
 // False for every packet the device takes as it is: the common case, decided with no look at the packet's bytes.
 inline bool skb_needs_validate(const net_device& dev, const sk_buff* skb) {
   constexpr uint32_t all = NETIF_F_SG | NETIF_F_IP_CSUM | NETIF_F_IPV6_CSUM | NETIF_F_TSO | NETIF_F_TSO6 | NETIF_F_HW_VLAN_TX;
-  if (ICEPATH_LIKELY((dev.features & all) == all && skb->len <= dev.gso_max_size && skb->gso_segs <= dev.gso_max_segs)) return false;
+  if (ICEPATH_LIKELY((dev.features & all) == all && skb->len <= dev.gso_max_size && skb->gso_segs <= dev.gso_max_segs &&
+                     (!skb->gso_size || skb->gso_size >= dev.gso_min_size)))
+    return false;
   return gso_detail::needs_software(dev, skb);
 }
 

@@ -7,13 +7,9 @@ uint64_t fake_bytes[fake_slots];
 std::string fake_dir;
 int rings_out;
 namespace {
-struct ring_area { uint8_t* next; uint8_t* free8 = nullptr; };
 struct piece { uint8_t* p; size_t n; bool used; };
 piece pieces[fake_slots][1024];
-constexpr uint64_t page(uint64_t n) { return (n + 4095) & ~uint64_t{4095}; }
-constexpr uint64_t functions_off = page(sizeof(region_header));
-constexpr uint64_t rings_off = functions_off + uint64_t{max_stacks} * e810_function_stride;
-constexpr uint64_t frames_off = rings_off + rings_bytes;
+constexpr uint64_t frames_off = region_frames_off;
 }  // namespace
 
 void fake_init() {
@@ -40,10 +36,6 @@ void fake_open(region& r, uint32_t slot, uint32_t nr_frames) {
   r.hdr = new (r.base) region_header;
   r.hdr->version = region_version;
   r.hdr->cookie = r.cookie;
-  r.hdr->functions_off = functions_off;
-  r.hdr->function_stride = e810_function_stride;
-  r.hdr->rings_off = rings_off;
-  r.hdr->frames_off = frames_off;
   r.hdr->nr_frames = nr_frames;
   if (!r.frames.init(r.base + frames_off, nr_frames, nullptr, nullptr).ok()) abort();
   for (auto& p : pieces[slot]) p = {};
@@ -122,11 +114,11 @@ bool join(host& a, host& b, uint16_t* txq, uint8_t mac[6]) {
 namespace icepath {
 using namespace ringtest;
 uint8_t* region::alloc_ring(size_t bytes) {
-  uint8_t* next = base + hdr->rings_off;
+  uint8_t* next = base + region_rings_off;
   for (auto& p : pieces[slot]) {
     if (!p.p) p = {next, bytes, false};
     next = p.p + p.n;
-    if (next > base + hdr->frames_off) { p.p = nullptr; return nullptr; }
+    if (next > base + region_frames_off) { p.p = nullptr; return nullptr; }
     if (!p.used && p.n == bytes) {
       p.used = true;
       ++rings_out;

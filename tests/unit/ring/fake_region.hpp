@@ -17,7 +17,6 @@ namespace ringtest {
 using namespace icepath;
 
 constexpr uint32_t fake_slots = 80;
-constexpr uint64_t rings_bytes = 4u << 20;
 
 struct fake_table {
   std::atomic<uint32_t> alive[fake_slots];
