@@ -277,6 +277,7 @@ void sock_exit() {
     if (!st) break;
     lanes_exit(st);
   }
+  process_stop();
 }
 
 }  // namespace icepath

@@ -23,7 +23,7 @@ constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 6
 constexpr unsigned ticks_before_park = 25;
 
 std::atomic<uint32_t> started{0};
-std::atomic<bool> parked{false}, stop{false};
+std::atomic<bool> parked{false};
 int ep = -1, ev = -1, ctl = -1;
 pthread_t thread;
 thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
@@ -104,7 +104,6 @@ void* run(void*) {
     }
     const int k = real::epoll_wait(ep, e, 64, timeout);
     if (k != 0) parked.store(false, std::memory_order_relaxed);
-    if (stop.load(std::memory_order_acquire)) return nullptr;
     for (int i = 0; i < k; ++i) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;
@@ -184,25 +183,12 @@ bool helper_start() {
 void helper_forget() {
   started.store(0);
   parked.store(false);
-  stop.store(false);
   watching_stack = 0;
   // The descriptors are the parent's open files: our copies go, the parent keeps its own.
   for (int* fd : {&ep, &ev, &ctl}) {
     if (*fd >= 0) real::close(*fd);
     *fd = -1;
   }
-}
-
-void helper_stop() {
-  if (started.load() != 2 || is_helper) return;
-  stop.store(true, std::memory_order_release);
-  const uint64_t one = 1;
-  if (::write(ev, &one, sizeof one) < 0) {}
-  pthread_join(thread, nullptr);
-  started.store(3);
-  char path[256];
-  std::snprintf(path, sizeof path, "%s/p%u.ctl", runtime_dir_path(), process_region()->slot);
-  ::unlink(path);
 }
 
 void helper_unpark() {

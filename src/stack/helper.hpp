@@ -15,7 +15,6 @@ constexpr nsec helper_silence = 2 * msec_ns;
 
 bool helper_start();                       // idempotent
 void helper_forget();                      // in a fork child
-void helper_stop();                        // joins; at exit
 void helper_unpark();                      // an application thread has woken: somebody may stop attending
 bool helper_parked();
 // Kernel lane watching. fn runs on the helper thread, with no owner word held. key is given back to fn.

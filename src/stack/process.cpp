@@ -8,6 +8,7 @@
 
 #include "base/log.hpp"
 #include "libc.hpp"
+#include "skb/region_dir.hpp"
 #include "stack/helper.hpp"
 
 namespace icepath {
@@ -18,6 +19,7 @@ std::atomic<uint32_t> state{fresh};
 std::atomic<uint32_t> starting{0};
 region own;
 int why_errno = 0;
+std::atomic<bool> stopped{false};
 constexpr int max_internal = 256;
 std::atomic<int> internal[max_internal];   // fd + 1
 std::atomic<int> nr_internal{0};
@@ -48,9 +50,9 @@ const char* process_why() { return state.load(std::memory_order_acquire) == fail
 region* process_region() { return &own; }
 
 void process_stop() {
-  uint32_t e = up;
-  if (!state.compare_exchange_strong(e, failed)) return;
-  region_destroy(own);
+  if (!process_ready() || stopped.exchange(true)) return;
+  own.hdr->ready.store(0, std::memory_order_release);
+  region_unlink_slot(own.dir_fd, own.slot);  // other threads may still be running: the memory stays until the process ends
 }
 
 void process_forget() {
@@ -61,6 +63,7 @@ void process_forget() {
   nr_internal.store(0);
   state.store(fresh);
   starting.store(0);
+  stopped.store(false);
 }
 
 bool process_fd_is_internal(int fd) {

@@ -15,7 +15,7 @@ bool process_start();                  // idempotent, any thread; makes region a
 bool process_ready();
 const char* process_why();             // static string when not ready
 region* process_region();              // valid while process_ready()
-void process_stop();                   // at exit: unlinks the region
+void process_stop();                   // at exit: takes the region's names away; the memory lives as long as the process and its peers
 void process_forget();                 // in a fork child: drop the parent's region and stacks without touching them
 bool process_fd_is_internal(int fd);   // one of ours; the host must not close it
 void process_fd_add_internal(int fd);

@@ -16,7 +16,7 @@
 #include "net/qdisc.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
-#include "tcp/tcp.hpp"
+#include "tcp/tcp_sock.hpp"
 
 namespace icepath {
 namespace {
@@ -190,7 +190,7 @@ bool stack_poll_inside(stack* s) {
     if (k > 0) did = true;
     if (k < 32) break;
   }
-  if (n.dev->clean_tx(64) > 0) did = true;
+  if (n.dev->clean_tx(64) > 0) { did = true; tcp_tsq_run(n); }
   if (n.timers.armed() && n.timers.next_expiry() <= n.now && n.timers.run(n.now) > 0) did = true;
   netif_run_queues(*n.dev);
   if (!s->lane_work.empty()) { s->lane_work_fn(s); did = true; }
@@ -243,7 +243,12 @@ void stack_detach_peer(stack* s, const stack_id& id) {
 
 bool stack_peer_row_sent(stack* s, const stack_id& id, uint32_t row, uint64_t* bytes) {
   const region_peer* p = local_port_peer_region(s->port, {id.process_slot, id.stack_no, id.process_cookie});
-  if (!p || row >= max_sock_rows) return false;
+  if (row >= max_sock_rows) return false;
+  if (id.process_cookie == process_region()->cookie) {
+    *bytes = __atomic_load_n(&process_region()->rows[row].fast_tx_bytes, __ATOMIC_ACQUIRE);
+    return true;
+  }
+  if (!p) return false;
   const uint64_t off = p->hdr()->rows_off + uint64_t{row} * sizeof(sock_row);
   if (off % alignof(sock_row) || off > p->bytes || p->bytes - off < sizeof(sock_row)) return false;
   *bytes = __atomic_load_n(&reinterpret_cast<const sock_row*>(p->base + off)->fast_tx_bytes, __ATOMIC_ACQUIRE);
