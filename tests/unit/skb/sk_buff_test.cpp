@@ -4,6 +4,7 @@
 #include <string>
 
 #include "pool_fixture.hpp"
+#include "skb/csum.hpp"
 
 using namespace icepath;
 using icepath::test::pool_fixture;
@@ -209,6 +210,16 @@ TEST_F(skb_test, split_trim_pull_agree_with_a_string) {
       EXPECT_TRUE(bytes(c) == whole);
       p.free(c);
     }
+    p.free(s);
+  }
+}
+
+TEST_F(skb_test, checksum_over_fragments_of_odd_lengths_is_that_of_the_bytes) {
+  for (int round = 0; round < 300; ++round) {
+    std::string m;
+    sk_buff* s = random_skb(m);
+    const auto off = static_cast<uint32_t>(rng() % (m.size() + 1)), n = static_cast<uint32_t>(rng() % (m.size() - off + 1));
+    EXPECT_EQ(csum_fold(skb_checksum(s, off, n, 7)), csum_fold(csum_partial(m.data() + off, n, 7)));
     p.free(s);
   }
 }
