@@ -3,6 +3,7 @@
 // one in waiter_wake. Running out of memory for sets or items leaves the descriptor to the kernel alone.
 #include "sock/epoll.hpp"
 #include <cstddef>
+#include "sock/pool.hpp"
 
 namespace icepath {
 namespace {
@@ -15,7 +16,7 @@ constexpr uint32_t cookie_index_bits = 24;
 // epoll_data is taken for one of ours.
 uint32_t cookie_tag() {
   static const uint32_t tag = [] {
-    const uint64_t h = hash_mix(mux_tsc() ^ reinterpret_cast<uintptr_t>(&epolls) ^ (uint64_t(reinterpret_cast<uintptr_t>(&mux_self)) << 20));
+    const uint64_t h = hash_mix(clock_now() ^ reinterpret_cast<uintptr_t>(&epolls) ^ (uint64_t(reinterpret_cast<uintptr_t>(&mux_self)) << 20));
     return (static_cast<uint32_t>(h) & 0x3fffffffu) | 0x40000000u | 0x00010000u;
   }();
   return tag;
@@ -61,7 +62,7 @@ epoll* epoll_alloc() {
   for (auto& s : ep->slots) s.store(nullptr, std::memory_order_relaxed);
   ep->polling.store(0, std::memory_order_relaxed);
   for (auto& s : ep->pollers) s.store(nullptr, std::memory_order_relaxed);
-  ep->nr_fds.store(1, std::memory_order_relaxed);
+  ep->nr_fds.store(0, std::memory_order_relaxed);
   ep->closing.store(false, std::memory_order_relaxed);
   ep->watched.store(0, std::memory_order_relaxed);
   ep->gone.store(false, std::memory_order_relaxed);     // refs is zero already, but for calls that just found out that it is not their set
@@ -74,8 +75,7 @@ void epoll_on_create(int epfd) {
   if (fd_lookup(epfd)) sock_before_replace(epfd);       // its former file was closed behind our back
   epoll* const ep = epoll_alloc();
   if (!ep) return;
-  ep->fd.store(epfd, std::memory_order_relaxed);
-  fdtable[epfd].store(ep, std::memory_order_release);
+  fd_install(epfd, ep);
 }
 
 void epoll_destroy(file* f) {

@@ -16,6 +16,7 @@
 #include <sys/epoll.h>
 #include <sys/mman.h>
 #include <new>
+#include "base/clock.hpp"
 #include "libc.hpp"
 #include "sock/kready.hpp"
 #include "sock/mux.hpp"
@@ -26,12 +27,6 @@ namespace icepath {
 
 inline thread_local char mux_self [[gnu::tls_model("initial-exec")]];
 
-inline void mux_pause() {
-#if defined(__x86_64__)
-  __builtin_ia32_pause();
-#endif
-}
-
 // A lock for short sections that knows its holder. lock(): false when the calling thread holds it already.
 class self_lock {
  public:
@@ -41,7 +36,7 @@ class self_lock {
       char* cur = nullptr;
       if (owner_.compare_exchange_weak(cur, me, std::memory_order_acquire, std::memory_order_relaxed)) return true;
       if (cur == me) return false;
-      if (spins < 200) mux_pause(); else sched_yield();
+      if (spins < 200) cpu_relax(); else sched_yield();
     }
   }
   void unlock() { owner_.store(nullptr, std::memory_order_release); }
@@ -175,7 +170,7 @@ struct epoll : file {
   std::atomic<bool> hot{true};          // the kernel set may be ready although the ring is silent
   std::atomic<uint32_t> empty_looks{0};
   std::atomic<uint32_t> since_look{0};  // calls since the kernel was asked
-  std::atomic<uint64_t> last_look{0};   // TSC
+  std::atomic<uint64_t> last_look{0};   // cycles()
   bool kernel_turn = true;              // with room for one event only, sides take turns; under lock
   kready ring;
 
@@ -203,14 +198,6 @@ constexpr uint32_t ep_expand_kernel(uint32_t b) {
   return b;
 }
 
-inline uint64_t mux_tsc() {
-#if defined(__x86_64__)
-  return __builtin_ia32_rdtsc();
-#else
-  timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return uint64_t(t.tv_sec) * 2000000000u + uint64_t(t.tv_nsec) * 2;
-#endif
-}
-constexpr uint64_t mux_look_tsc = 1 << 17;              // about 50 us
 inline timespec to_timespec(nsec t) { return {static_cast<time_t>(t / sec_ns), static_cast<long>(t % sec_ns)}; }
 
 // epoll.cpp: life and ready list

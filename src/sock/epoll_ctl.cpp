@@ -10,6 +10,7 @@
 #include <cerrno>
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
+#include "stack/process.hpp"
 #include "stack/stack.hpp"
 
 namespace icepath {
@@ -29,7 +30,7 @@ int passed(int r) { return r < 0 ? -errno : r; }
 
 void wait_lock(socket* s) {
   for (unsigned spins = 0; s->wait_lock.exchange(1, std::memory_order_acquire); ++spins)
-    if (spins < 200) mux_pause(); else sched_yield();
+    if (spins < 200) cpu_relax(); else sched_yield();
 }
 void wait_unlock(socket* s) { s->wait_lock.store(0, std::memory_order_release); }
 
@@ -92,7 +93,7 @@ bool unlink_outer(epoll_item* it) {
   it->inner->watched.fetch_sub(1, std::memory_order_seq_cst);
   for (unsigned spins = 0; it->inner->notifying.load(std::memory_order_seq_cst); ++spins) {
     if (spins > 100000) return false;
-    if (spins > 200) sched_yield(); else mux_pause();
+    if (spins > 200) sched_yield(); else cpu_relax();
   }
   return true;
 }
@@ -357,12 +358,16 @@ void epoll_sync(socket* s) {
 
 void epoll_on_close(int fd, file* f) {
   socket* const s = as_socket(f);
-  if (!s || s->items.empty()) return;
-  no_signals block;
+  if (s ? s->items.empty() : f->fd.load(std::memory_order_relaxed) != fd) return;
   const bool last = f->nr_fds.load(std::memory_order_acquire) <= (fd_lookup(fd) == f ? 1u : 0u);
   int other = -1;
   for (int i = 0; !last && other < 0 && static_cast<unsigned>(i) < fdtable_limit; ++i)
     if (i != fd && fdtable[i].load(std::memory_order_relaxed) == f) other = i;
+  if (!s) {                                             // an epoll set goes on under another of its numbers
+    if (other >= 0) f->fd.store(other, std::memory_order_relaxed);
+    return;
+  }
+  no_signals block;
   for (;;) {
     epoll_item* it = nullptr;
     epoll* ep = nullptr;
@@ -444,11 +449,14 @@ static void arm_kick(epoll* ep) {
   if (fd < 0) {
     const int made = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
     if (made < 0) return;
-    const int high = real::fcntl(made, F_DUPFD_CLOEXEC, 900);
-    if (high >= 0) real::close(made);
-    fd = high >= 0 ? high : made;
+    fd = process_move_high(made);
+    process_fd_add_internal(fd);
     int expected = -1;
-    if (!kick_fd.compare_exchange_strong(expected, fd, std::memory_order_acq_rel)) { real::close(fd); fd = expected; }
+    if (!kick_fd.compare_exchange_strong(expected, fd, std::memory_order_acq_rel)) {
+      process_fd_del_internal(fd);
+      real::close(fd);
+      fd = expected;
+    }
   }
   const int epfd = ep->fd.load(std::memory_order_relaxed);
   const int r = kernel_ctl(epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLONESHOT, kick_data());

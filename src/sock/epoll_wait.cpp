@@ -92,7 +92,7 @@ void harvest(wait_call& c, int room) {
   if (room > c.max - c.n) room = c.max - c.n;
   if (room <= 0) return;
   ep->since_look.store(0, std::memory_order_relaxed);
-  ep->last_look.store(mux_tsc(), std::memory_order_relaxed);
+  ep->last_look.store(cycles(), std::memory_order_relaxed);
   ep->hot.store(false, std::memory_order_seq_cst);      // before the look: what a concurrent look leaves behind makes it hot again
   if (ep->ring.is(kready::open) && ep->ring.owner == &mux_self && kready_raised(ep->ring)) kready_ack(ep->ring, c.epfd);
   const int r = kernel_wait(c.epfd, c.out + c.n, room, 0, nullptr);
@@ -179,7 +179,7 @@ void look(wait_call& c) {
   bool kernel = kernel_members(ep);
   if (fast && kernel) {
     const bool due = ep->since_look.fetch_add(1, std::memory_order_relaxed) >= 15 ||
-                     mux_tsc() - ep->last_look.load(std::memory_order_relaxed) > mux_look_tsc;
+                     cycles() - ep->last_look.load(std::memory_order_relaxed) > ns_to_cycles(50 * usec_ns);
     kernel = due || ep->hot.load(std::memory_order_acquire) || (ep->ring.is(kready::open) && kready_raised(ep->ring));
     if (kernel && c.max == 1) {
       kernel = ep->kernel_turn;

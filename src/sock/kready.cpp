@@ -1,40 +1,19 @@
 // See kready.hpp. The poll request holds a reference of the epoll file: the ring must be closed before the set can go away.
 #include "sock/kready.hpp"
-#include <fcntl.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/syscall.h>
-#include <unistd.h>
-#include <atomic>
 #include "libc.hpp"
+#include "stack/process.hpp"
 
 namespace icepath {
 namespace {
 
 std::atomic<bool> forbidden{false};     // io_uring is not to be had in this process
 
-// Out of the way of programs that expect low numbers, and low enough that the kernel's table stays small.
-int move_high(int fd) {
-  rlimit r{};
-  rlim_t base = 900;
-  if (getrlimit(RLIMIT_NOFILE, &r) == 0 && r.rlim_cur != RLIM_INFINITY) base = r.rlim_cur / 4 * 3;
-  if (base > 4000) base = 4000;
-  const int high = real::fcntl(fd, F_DUPFD_CLOEXEC, static_cast<long>(base));
-  if (high < 0) return fd;
-  real::close(fd);
-  return high;
-}
-
 bool arm(kready& k, int epfd) {
   io_uring_sqe* const sqe = io_uring_get_sqe(&k.ring);
   if (!sqe) return false;
   io_uring_prep_poll_multishot(sqe, epfd, EPOLLIN);
   return io_uring_submit(&k.ring) == 1;
-}
-
-// The application may have closed the ring's number and be using it now: only a ring answers this call.
-bool still_ours(const kready& k) {
-  return syscall(SYS_io_uring_enter, k.ring.ring_fd, 0, 0, IORING_ENTER_GETEVENTS, nullptr, 0) >= 0 || (errno != EBADF && errno != EOPNOTSUPP);
 }
 
 }  // namespace
@@ -51,9 +30,10 @@ bool kready_open(kready& k, int epfd, const char* self) {
     return false;
   }
   io_uring_ring_dontfork(&k.ring);
-  k.ring.ring_fd = k.ring.enter_ring_fd = move_high(k.ring.ring_fd);
-  real::fcntl(k.ring.ring_fd, F_SETFD, FD_CLOEXEC);
+  k.ring.ring_fd = k.ring.enter_ring_fd = process_move_high(k.ring.ring_fd);
+  process_fd_add_internal(k.ring.ring_fd);
   if (!arm(k, epfd)) {
+    process_fd_del_internal(k.ring.ring_fd);
     io_uring_queue_exit(&k.ring);
     k.ring = {};
     return false;
@@ -76,7 +56,8 @@ void kready_ack(kready& k, int epfd) {
 
 void kready_close(kready& k) {
   if (k.ring.sq.ring_ptr) {
-    if (still_ours(k)) io_uring_queue_exit(&k.ring);
+    process_fd_del_internal(k.ring.ring_fd);
+    io_uring_queue_exit(&k.ring);
     k.ring = {};
   }
   k.state.store(kready::none, std::memory_order_relaxed);
@@ -84,7 +65,10 @@ void kready_close(kready& k) {
 }
 
 void kready_forget(kready& k) {
-  if (!k.is(kready::none) && k.ring.sq.ring_ptr) real::close(k.ring.ring_fd);
+  if (k.ring.sq.ring_ptr) {
+    process_fd_del_internal(k.ring.ring_fd);
+    real::close(k.ring.ring_fd);
+  }
   k.ring = {};
   k.state.store(kready::none, std::memory_order_relaxed);
   k.owner = nullptr;

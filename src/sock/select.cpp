@@ -3,13 +3,12 @@
 // ignored; fds at and above FD_SETSIZE are read when n says so; a closed descriptor in a set is EBADF. Sets are written only on success.
 #include <fcntl.h>
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #include <cerrno>
 #include <climits>
 #include <cstdlib>
 #include <cstring>
 #include "base/clock.hpp"
+#include "base/raw_syscall.hpp"
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
 #include "sock/poll_set.hpp"
@@ -68,9 +67,9 @@ int drop_closed(poll_set& p, int n, const fd_set* const sets[3]) {
 // The size of the kernel's descriptor table, to which it cuts n: what lies behind may not even belong to the sets.
 int kernel_table_size() {
   char buf[2048];
-  const int fd = static_cast<int>(syscall(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC));
+  const int fd = static_cast<int>(raw_syscall(SYS_openat, AT_FDCWD, "/proc/self/status", O_RDONLY | O_CLOEXEC));
   if (fd < 0) return FD_SETSIZE;
-  const long got = syscall(SYS_read, fd, buf, sizeof buf - 1);
+  const long got = raw_syscall(SYS_read, fd, buf, sizeof buf - 1);
   real::close(fd);
   buf[got > 0 ? got : 0] = 0;
   const char* const at = std::strstr(buf, "FDSize:");
