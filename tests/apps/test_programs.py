@@ -74,6 +74,7 @@ def test_sockperf(arm):
     srv = lib.server(arm, ["sockperf", "sr", "--tcp", "-i", "127.0.0.1", "-p", port], port)
     cli = lib.run(arm, ["sockperf", "pp", "--tcp", "-i", "127.0.0.1", "-p", port, "-m", "64", "-t", "2", "--data-integrity"])
     check(re.search(r"Summary: Latency is [\d.]+ usec", cli.out()), cli.out() + cli.err())
+    check("data integrity test failed" not in cli.out() + cli.err(), "a message came back changed:\n" + cli.out())
     check("# dropped messages = 0; # duplicated messages = 0; # out-of-order messages = 0" in cli.out(), cli.out())
     cli.check_fast(tx=64 * 1000, rx=64 * 1000)
     srv.stop(sig=2)

@@ -3,6 +3,7 @@
 #include <arpa/inet.h>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 #include <iterator>
 #include "cli.hpp"
 
@@ -64,22 +65,24 @@ std::vector<row> read_rows(const process& p) {
   const uint64_t off = p.peer.hdr()->rows_off, need = uint64_t{max_sock_rows} * sizeof(sock_row);
   static_assert(sizeof(sock_row) % 8 == 0 && alignof(sock_row) <= 8);
   if (off % 8 || off > p.peer.bytes || p.peer.bytes - off < need) return rows;
+  using word [[gnu::may_alias]] = uint64_t;
   const sock_row* table = reinterpret_cast<const sock_row*>(p.peer.base + off);
   for (uint32_t i = 0; i < max_sock_rows; ++i) {
     const sock_row& shared = table[i];
-    uint64_t words[sizeof(sock_row) / 8];
+    uint64_t words[sizeof(sock_row) / 8] = {};
     bool consistent = false;
     for (int tries = 0; tries < 100 && !consistent; ++tries) {   // bounded: a writer that died stays odd for ever
       const uint32_t before = shared.seq.load(std::memory_order_acquire);
       if (before == 0) break;
       if (before & 1) continue;
-      const uint64_t* from = reinterpret_cast<const uint64_t*>(&shared);
+      const word* from = reinterpret_cast<const word*>(&shared);
       for (size_t w = 0; w < sizeof words / 8; ++w) words[w] = __atomic_load_n(from + w, __ATOMIC_RELAXED);
       std::atomic_thread_fence(std::memory_order_acquire);      // the copy is before the second look
       consistent = shared.seq.load(std::memory_order_relaxed) == before;
     }
     if (!consistent) continue;
-    const sock_row& c = *reinterpret_cast<const sock_row*>(words);
+    sock_row c;
+    std::memcpy(static_cast<void*>(&c), words, sizeof c);
     if (!c.used) continue;
     rows.push_back(row{c.state, c.path, c.tx_lane, c.rx_lane, c.ca, c.family, c.sport, c.dport, c.stack_no, c.fd, c.saddr, c.daddr,
                        printable(c.reason, sizeof c.reason), c.rcvq, c.sndq, c.retrans, c.srtt_us, c.rttvar_us, c.cwnd, c.ssthresh,

@@ -22,9 +22,10 @@ int stat(bool json) {
   auto out = nlohmann::json::array();
   for_each_process(true, [&](const process& p) {
     const region_header* h = p.peer.hdr();
+    using word [[gnu::may_alias]] = uint64_t;
     uint64_t sum[mib_count] = {};
     for (const mib& m : h->stats) {
-      const uint64_t* c = reinterpret_cast<const uint64_t*>(&m);
+      const word* c = reinterpret_cast<const word*>(&m);
       for (unsigned i = 0; i < mib_count; ++i) sum[i] += __atomic_load_n(c + i, __ATOMIC_RELAXED);
     }
     const auto relaxed = std::memory_order_relaxed;
