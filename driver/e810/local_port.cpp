@@ -115,7 +115,7 @@ int local_port::clean_tx(int budget) {
     }
     const uint32_t ntc = q->ring.next_to_clean.load(std::memory_order_relaxed);
     if (!q->ring.tx_buf[ntc].next_to_watch.load(std::memory_order_relaxed) && !queues[i].state.load(std::memory_order_relaxed) &&
-        !q->ring.to_free.load(std::memory_order_relaxed)) {
+        !q->ring.to_free.load(std::memory_order_relaxed) && !q->mdd_seen() && !q->peer_bad_seen()) {
       if (nr_tx > e810_poll_all) {  // idle: no longer looked at. Clear, then look: start_xmit sets the bit after the packet
         tx_work.fetch_and(~bit, std::memory_order_seq_cst);
         full_fence();
@@ -159,11 +159,17 @@ void local_port::refill(unsigned slot) {
 
 int local_port::poll_ring(unsigned slot, sk_buff** skbs, int budget) {
   e810_rxq& q = *rx[slot];
+  if (ICEPATH_UNLIKELY(q.bad)) {
+    if (q.closing) e810_rx_free(*this, slot);
+    return 0;
+  }
   const int n = ice_clean_rx_irq(q.ring, owner->skbs, owner->now, skbs, budget);
   if (ICEPATH_UNLIKELY(n < 0)) {
+    q.bad = true;
     e810_peer_bad(*this, q.peer);
     return 0;
   }
+  if (n > 0 && owner->stats) mib_add(owner->stats->RingRxDesc, static_cast<uint64_t>(n));
   if (ice_rx_unused(q.ring) >= ice_rx_batch && !q.closing) refill(slot);
   if (ICEPATH_UNLIKELY(q.closing) && n < budget && !ice_rx_pending(q.ring)) e810_rx_free(*this, slot);
   else if (n == budget) rx_pending |= uint64_t{1} << slot;
@@ -203,7 +209,7 @@ int local_port::rx_burst(sk_buff** skbs, int budget) {
 bool local_port::pending() const {
   if (fn->attention.load(std::memory_order_acquire) != attention_seen) return true;
   for (unsigned k = 0; k < nr_rx; ++k)
-    if (ice_rx_pending(rx[rx_list[k]]->ring)) return true;
+    if (const e810_rxq& q = *rx[rx_list[k]]; q.closing || (!q.bad && ice_rx_pending(q.ring))) return true;
   for (uint64_t w = tx_work.load(std::memory_order_relaxed); w; w &= w - 1) {
     const e810_txq* q = tx_all[__builtin_ctzll(w)];
     if (!q) continue;

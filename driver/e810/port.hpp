@@ -26,6 +26,7 @@ struct e810_rxq {                   // one receive queue: the ring behind a clai
   e810_slot* slot = nullptr;
   uint64_t word = 0;                // identity of the claimant, state ready
   int peer = -1;
+  bool bad = false;                 // its writer wrote nonsense: not read any more, freed when the writer has let go
   bool closing = false;             // no more comes: free it when it is empty
 };
 

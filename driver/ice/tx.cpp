@@ -30,7 +30,7 @@ bool ice_put_padto(sk_buff* skb) {
   const uint32_t pad = ICE_MIN_TX_LEN - skb->len;
   if (skb->data_len) {  // a short frame in pieces: append to the last one, which lies in one frame
     skb_frag& f = skb->frags[skb->nr_frags - 1];
-    if ((reinterpret_cast<uintptr_t>(f.addr + f.len) & (frame_size - 1)) + pad > frame_size) return false;
+    if ((reinterpret_cast<uintptr_t>(f.addr) & (frame_size - 1)) + f.len + pad > frame_size) return false;
     std::memset(f.addr + f.len, 0, pad);
     f.len += pad;
     skb->len += pad;
