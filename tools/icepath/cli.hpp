@@ -33,6 +33,11 @@ struct process {
 // Calls `fn` for every live process of this user in this network namespace, in slot order. `fn` returns false to stop.
 void for_each_process(bool read_only, const std::function<bool(const process&)>& fn);
 
+// Puts a command into the process's mailbox and waits for the answer.
+enum class answer { given, none, busy, gone };
+struct ask_result { answer what; int32_t status; uint32_t count; };
+ask_result ask(const process& p, control_cmd cmd, uint64_t timeout_ns);
+
 // A consistent copy of a row. `seq` is not copied.
 struct row {
   uint8_t state, path, tx_lane, rx_lane, ca;

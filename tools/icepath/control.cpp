@@ -1,6 +1,6 @@
-// `icepath off PID` and `icepath on PID`: a command in the process's control mailbox (src/skb/region.hpp). We claim the mailbox by
+// `icepath off PID`, `icepath on PID`, and the refresh that `ss` asks for before it reads rows: a command in the process's control mailbox (src/skb/region.hpp). We claim the mailbox by
 // CAS on its lock, write the command, raise `req`, and wake the helper thread through the FIFO p<slot>.ctl; the answer is there when
-// `done` has caught up. A mailbox left locked by a dead icepath is taken over. Everything is bounded by one deadline of two seconds.
+// `done` has caught up. A mailbox left locked by a dead icepath is taken over. Everything is bounded by one deadline.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -13,15 +13,14 @@
 namespace icepath::cli {
 namespace {
 
-constexpr nsec answer_timeout = 2 * sec_ns;
 nsec now() {
   timespec ts;
   clock_gettime(CLOCK_MONOTONIC, &ts);
   return static_cast<nsec>(ts.tv_sec) * sec_ns + static_cast<nsec>(ts.tv_nsec);
 }
 void pause_briefly() {
-  const timespec ms{0, 1000000};
-  nanosleep(&ms, nullptr);
+  const timespec t{0, 200000};
+  nanosleep(&t, nullptr);
 }
 
 bool claim(control_mailbox& m, nsec deadline) {
@@ -45,52 +44,50 @@ void wake_helper(uint32_t slot) {
   close(fd);
 }
 
-int ask(const process& p, control_cmd cmd) {
-  control_mailbox& m = reinterpret_cast<region_header*>(p.peer.base)->control;
-  const nsec deadline = now() + answer_timeout;
-  if (!claim(m, deadline)) {
-    complain("process %d: another icepath command is under way", p.pid);
-    return exit_failed;
-  }
-  m.cmd = static_cast<uint32_t>(cmd);
-  m.arg = 0;
-  const uint32_t ticket = m.req.load(std::memory_order_relaxed) + 1;
-  m.req.store(ticket, std::memory_order_release);      // pairs with the helper's acquire load: cmd is there when req is
-  wake_helper(p.peer.slot);
-  bool answered = false;
-  while (!(answered = m.done.load(std::memory_order_acquire) == ticket) && now() < deadline) pause_briefly();
-  const int32_t status = m.status;
-  const uint32_t count = m.count;
-  m.lock.store(0, std::memory_order_release);
-  if (!answered) {
-    complain("process %d did not answer within %u s", p.pid, static_cast<unsigned>(answer_timeout / sec_ns));
-    return exit_failed;
-  }
-  if (status != 0) {
-    complain("process %d: %s", p.pid, strerror(status < 0 ? -status : status));
-    return exit_failed;
-  }
-  printf("%d %s: %u socket%s moved\n", p.pid, p.comm.c_str(), count, count == 1 ? "" : "s");
-  return exit_ok;
-}
-
 }  // namespace
 
+ask_result ask(const process& p, control_cmd cmd, uint64_t timeout_ns) {
+  const auto writable = region_open_peer(p.peer.slot, p.peer.hdr()->cookie, false);   // mapped writable for this long only
+  if (!writable) return {answer::gone, 0, 0};
+  region_peer peer = *writable;
+  control_mailbox& m = reinterpret_cast<region_header*>(peer.base)->control;
+  const nsec deadline = now() + timeout_ns;
+  ask_result r{answer::busy, 0, 0};
+  if (claim(m, deadline)) {
+    m.cmd = static_cast<uint32_t>(cmd);
+    m.arg = 0;
+    const uint32_t ticket = m.req.load(std::memory_order_relaxed) + 1;
+    m.req.store(ticket, std::memory_order_release);      // pairs with the helper's acquire load: cmd is there when req is
+    wake_helper(peer.slot);
+    bool answered;
+    while (!(answered = m.done.load(std::memory_order_acquire) == ticket) && now() < deadline) pause_briefly();
+    r = {answered ? answer::given : answer::none, m.status, m.count};
+    m.lock.store(0, std::memory_order_release);
+  }
+  region_close_peer(peer);
+  return r;
+}
+
 int control(control_cmd cmd, pid_t pid) {
-  int status = -1;
+  bool found = false;
+  int status = exit_failed;
   for_each_process(true, [&](const process& p) {
     if (p.pid != pid) return true;
-    auto writable = region_open_peer(p.peer.slot, p.peer.hdr()->cookie, false);   // only the process asked for is mapped writable
-    if (!writable) return false;
-    process w = p;
-    w.peer = *writable;
-    status = ask(w, cmd);
-    region_close_peer(w.peer);
+    const ask_result r = ask(p, cmd, 2 * sec_ns);
+    found = r.what != answer::gone;
+    if (r.what == answer::busy) complain("process %d: another icepath command is under way", pid);
+    if (r.what == answer::none) complain("process %d did not answer within 2 s", pid);
+    if (r.what != answer::given) return false;
+    if (r.status != 0) {
+      complain("process %d: %s", pid, strerror(r.status < 0 ? -r.status : r.status));
+    } else {
+      printf("%d %s: %u socket%s moved\n", pid, p.comm.c_str(), r.count, r.count == 1 ? "" : "s");
+      status = exit_ok;
+    }
     return false;
   });
-  if (status >= 0) return status;
-  complain("no accelerated process %d of this user in this network namespace", pid);
-  return exit_failed;
+  if (!found) complain("no accelerated process %d of this user in this network namespace", pid);
+  return status;
 }
 
 }  // namespace icepath::cli

@@ -27,6 +27,8 @@ int ss(bool json) {
     printf("%7s %-15s %-10s %-23s %-23s %-6s %8s %8s %7s %8s %6s  %s\n", "PID", "COMM", "STATE", "LOCAL", "PEER", "PATH", "RECV-Q",
            "SEND-Q", "RETRANS", "RTT(ms)", "CWND", "REASON");
   for_each_process(true, [&](const process& p) {
+    // Queues, RTT and the like are brought up to date on request only. A stopped process does not answer: its rows are as old as that.
+    const bool fresh = ask(p, control_cmd::refresh, 300 * msec_ns).what == answer::given;
     for (const row& r : read_rows(p)) {
       const char* path = r.path == 1 ? "fast" : "kernel";
       if (!json) {
@@ -38,6 +40,7 @@ int ss(bool json) {
       out.push_back({{"pid", p.pid},
                      {"comm", p.comm},
                      {"fd", r.fd},
+                     {"fresh", fresh},
                      {"state", state_name(r.state)},
                      {"local", endpoint(r, true)},
                      {"peer", endpoint(r, false)},
