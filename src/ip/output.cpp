@@ -4,7 +4,6 @@
 #include "ip/ip.hpp"
 #include "ip/ipv4_hdr.hpp"
 #include "net/dev.hpp"
-#include "net/gso.hpp"
 
 namespace icepath {
 namespace {
@@ -39,15 +38,41 @@ int ip_output(net& n, const dst_entry& d, sk_buff* skb) {
   return ip_finish_output(n, d, skb);
 }
 
-// T18: what depends on the final length.
-int ip_local_out(net& n, const dst_entry& d, sk_buff* skb) {
-  auto* ip = reinterpret_cast<iphdr_v4*>(skb->data);
-  // A segmented packet may be longer than the field holds only if its device takes such: its length is then per segment.
-  ip->tot_len = static_cast<uint16_t>(skb->len <= 0xffff ? skb->len : 0);
-  ip->check.raw = 0;
-  ip->check.raw = ip_fast_csum(ip, 5);
+uint32_t wire32(uint32_t v) { return __builtin_bswap32(v); }
+uint16_t fold(uint64_t sum) {  // ones' complement sum of 32-bit words to 16 bits
+  sum = (sum & 0xffffffff) + (sum >> 32);
+  sum = (sum & 0xffffffff) + (sum >> 32);
+  sum = (sum & 0xffff) + (sum >> 16);
+  return static_cast<uint16_t>((sum & 0xffff) + (sum >> 16));
+}
+
+// T18: header, length and checksum, made of five words in registers: reading them back for the checksum would wait for the
+// narrow stores. The sums are in wire order throughout (RFC 1071 section 2 allows it).
+int ip_local_out(net& n, const dst_entry& d, const ip_params& p, sk_buff* skb) {
+  const uint32_t l4_len = skb->len;
+  uint8_t* const ip = skb_push(skb, sizeof(iphdr_v4));
+  skb_reset_network(skb);
+  // A packet longer than the field holds is a segmented one whose device takes such: the length is each segment's there.
+  const uint32_t tot_len = skb->len <= 0xffff ? skb->len : 0;
+  const uint32_t segs = skb->gso_segs > 1 ? skb->gso_segs : 1;
+  uint32_t w[5];
+  w[0] = wire32(0x45000000u | uint32_t{p.tos} << 16 | tot_len);
+  w[1] = wire32(uint32_t{n.ip_id} << 16 | (p.df ? IP_DF : 0u));   // ID: free for atomic datagrams (RFC 6864); one for each segment to come
+  w[2] = wire32(uint32_t{p.ttl} << 24 | uint32_t{p.protocol} << 16);
+  n.ip_id = static_cast<uint16_t>(n.ip_id + segs);
+  std::memcpy(&w[3], p.saddr.b + 12, 4);
+  std::memcpy(&w[4], p.daddr.b + 12, 4);
+  const uint64_t addrs = uint64_t{w[3]} + w[4];
+  const uint16_t check = static_cast<uint16_t>(~fold(addrs + w[0] + w[1] + w[2]));
+  w[2] |= uint32_t{check} << 16;   // bytes 10 and 11 of the header on a little-endian machine
+  std::memcpy(ip, w, sizeof w);
+  if (skb->ip_summed == ip_sum::partial) {
+    const uint16_t sum = fold(addrs + wire32(p.protocol) + wire32(l4_len));
+    std::memcpy(skb->head + skb->csum_start + skb->csum_offset, &sum, 2);
+  }
   return ip_output(n, d, skb);
 }
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
 }  // namespace
 
@@ -62,23 +87,8 @@ int ip_queue_xmit(net& n, dst_entry* d, const ip_params& p, sk_buff* skb) {
   if (ICEPATH_UNLIKELY(skb->headroom() < 20 + 16)) {
     rc = drop(n, skb, &mib::IpOutDiscards, -ENOBUFS);
   } else {
-    auto* ip = reinterpret_cast<iphdr_v4*>(skb_push(skb, 20));
-    skb_reset_network(skb);
-    ip->ver_ihl = 0x45;
-    ip->tos = p.tos;
-    ip->id = n.ip_id;  // RFC 6864: free for atomic datagrams; one for each segment to come
-    n.ip_id = static_cast<uint16_t>(n.ip_id + (skb->gso_segs > 1 ? skb->gso_segs : 1));
-    ip->frag_off = p.df ? IP_DF : uint16_t{0};
-    ip->ttl = p.ttl;
-    ip->protocol = p.protocol;
-    std::memcpy(&ip->saddr, p.saddr.b + 12, 4);
-    std::memcpy(&ip->daddr, p.daddr.b + 12, 4);
     if (skb->priority == 0 && p.tos) skb->priority = rt_tos2priority(p.tos);
-    if (skb->ip_summed == ip_sum::partial) {
-      const be16 sum = [&] { be16 v; v = pseudo_header_sum(skb->data, p.protocol, skb->len - 20); return v; }();
-      std::memcpy(skb->head + skb->csum_start + skb->csum_offset, &sum, 2);
-    }
-    rc = ip_local_out(n, *d, skb);
+    rc = ip_local_out(n, *d, p, skb);
   }
   if (ICEPATH_UNLIKELY(own != nullptr)) dst_release(n, own);
   return rc;

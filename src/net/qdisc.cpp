@@ -23,7 +23,8 @@ bool qdisc::run_begin() {
   return !(state_.fetch_or(QDISC_STATE_RUNNING, std::memory_order_acq_rel) & QDISC_STATE_RUNNING);
 }
 
-bool qdisc::release() { return state_.fetch_and(~QDISC_STATE_RUNNING, std::memory_order_acq_rel) & QDISC_STATE_MISSED; }
+// The bit is set and ours: subtracting it is one exchange-and-add, where clearing it and reading the rest would be a loop.
+bool qdisc::release() { return state_.fetch_sub(QDISC_STATE_RUNNING, std::memory_order_acq_rel) & QDISC_STATE_MISSED; }
 
 void qdisc::schedule() {
   if (!(state_.fetch_or(QDISC_STATE_SCHED, std::memory_order_acq_rel) & QDISC_STATE_SCHED))
@@ -145,42 +146,32 @@ void qdisc::run(net& n) {
   if (run_begin()) run_end(n, run_held(n));
 }
 
-// T23. The bypass: nothing waits and nobody runs, so the packet goes to the driver without touching a band.
+// T23. The bypass: nothing waits, nothing is owed and nobody runs, all in one compare-and-swap; so the packet goes to the
+// driver without touching a band, and cannot overtake any.
 int qdisc::xmit_skb(net& n, sk_buff* skb) {
-  const bool may_bypass = !(state_.load(std::memory_order_acquire) & QDISC_STATE_NON_EMPTY) && (flags & TCQ_F_CAN_BYPASS);
-  if (ICEPATH_LIKELY(may_bypass && run_begin())) {
+  uint32_t idle = 0;
+  if (ICEPATH_LIKELY((flags & TCQ_F_CAN_BYPASS) &&
+                     state_.compare_exchange_strong(idle, QDISC_STATE_RUNNING, std::memory_order_acq_rel, std::memory_order_relaxed))) {
     verdict v = verdict::empty;
-    if (ICEPATH_UNLIKELY(state_.load(std::memory_order_acquire) & QDISC_STATE_NON_EMPTY)) {
-      // Somebody's packets came first, perhaps this thread's own: wait behind them.
-      const bool queued = enqueue(skb);
-      dev_count(n, queued ? &mib::QdiscEnqueue : &mib::QdiscDrop);
-      run_end(n, run_held(n));
-      if (queued) return 0;
-      n.skbs.free(skb);
-      return -ENOBUFS;
-    }
-    bool sent;
     if (ICEPATH_LIKELY(!skb_needs_validate(dev_, skb) && !netif_xmit_frozen_or_stopped(txq()))) {
-      sent = xmit_one(n, dev_, skb, txq_, false) != xmit::busy;
-      if (ICEPATH_UNLIKELY(!sent)) {
+      if (ICEPATH_UNLIKELY(xmit_one(n, dev_, skb, txq_, false) == xmit::busy)) {
         sk_buff_head list;
         list.push_back(skb);
         requeue(n, list);
+        v = verdict::stopped;
       }
     } else {
       sk_buff_head list;
       list.push_back(skb);
-      sent = direct_xmit(n, list, true);
+      if (!direct_xmit(n, list, true)) v = verdict::stopped;
     }
     dev_count(n, &mib::QdiscBypass);
-    if (ICEPATH_UNLIKELY(!sent)) v = verdict::stopped;
-    else if (ICEPATH_UNLIKELY(state_.load(std::memory_order_acquire) & QDISC_STATE_NON_EMPTY)) v = run_held(n);
-    run_end(n, v);
+    run_end(n, v);  // who came meanwhile left MISSED
     return 0;
   }
   const bool queued = enqueue(skb);
   dev_count(n, queued ? &mib::QdiscEnqueue : &mib::QdiscDrop);
-  run(n);  // a run_begin that failed above does not count: it came before the packet was in its band
+  run(n);  // after the enqueue: then either we run, or the holder of the run bit sees our MISSED and finds the packet
   if (queued) return 0;
   n.skbs.free(skb);
   return -ENOBUFS;
