@@ -17,18 +17,21 @@
 
 using namespace icepath;
 
+// Also a connection that is still the kernel's: it must not be promoted behind the back of what follows.
 int icepath::demote_for(int fd, const char* reason) {
   auto* const s = ours(fd);
-  if (!s || !s->fast.load(std::memory_order_acquire)) return 0;
-  return sock_demote(s, reason);
+  if (!s || s->state == sock_state::listening) return 0;
+  const kept_errno e;
+  const int r = sock_demote(s, reason);
+  e.restore();
+  return r;
 }
 
-// A non-blocking connection may need a moment to come back; the caller has no way to say EAGAIN to the program.
+// A connection may need a moment to come back; the caller has no way to say EAGAIN to the program.
 void icepath::unwatch(int fd, const char* reason) {
-  auto* const s = ours(fd);
-  if (!s || icepath_in_vfork) return;
+  if (!ours(fd) || icepath_in_vfork) return;
   const kept_errno e;
-  for (int tries = 0; tries < 1000 && sock_demote(s, reason) == -EAGAIN; ++tries) next::poll(nullptr, 0, 1);
+  for (int tries = 0; tries < 5 && demote_for(fd, reason) == -EAGAIN; ++tries) {}
   sock_before_replace(fd);
   e.restore();
 }
@@ -84,8 +87,8 @@ int close_all(unsigned first, unsigned last, int flags) {
 int make_room(int oldfd, int newfd) {
   if (!watched(newfd) && !internal(newfd)) return 0;
   if (next::fcntl(oldfd, F_GETFD, 0) < 0) return -EBADF;
-  if (fd_lookup(newfd)) sock_before_replace(newfd);
-  else if (!sock_fd_move_internal(newfd)) return -EBUSY;
+  if (!fd_lookup(newfd)) return -EBUSY;               // ours; dup2(2) knows this error: the number is about to be used
+  sock_before_replace(newfd);
   return 0;
 }
 

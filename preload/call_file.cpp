@@ -1,8 +1,9 @@
 // Transfers between files and sockets (sendfile, splice) and the asynchronous calls.
 //
-// sendfile onto the fast lane reads the file into a bounded buffer and sends that, with the kernel's return values: bytes that entered the
-// socket, the offset (or the file's position) moved by exactly those. What it cannot do so (a source without a position) and splice
-// demote the connection; so do the aio calls, because glibc's own threads carry them out with system calls we do not see.
+// sendfile on a connection that is still with the kernel is the kernel's own. Onto the fast lane the file is read into a bounded
+// buffer and sent from there, with the kernel's return values: bytes that entered the socket, and the offset (or the file's position)
+// moved by exactly those. What cannot be done so (a source without a position) and splice demote the connection; so do the aio
+// calls, because glibc's own threads carry them out with system calls we do not see.
 #include <aio.h>
 #include <sys/sendfile.h>
 #include <sys/stat.h>
@@ -73,6 +74,12 @@ ssize_t sendfile_to(socket* s, int out, int in, off_t* offset, size_t count) {
   if (ours(in)) {
     const int d = demote_for(in, "sendfile source");
     if (d < 0) return e.finish(d);
+  }
+  if (sock_plain_tx_begin(s, out)) {                   // still the kernel's connection
+    const ssize_t r = next::sendfile(out, in, offset, count);
+    const int err = errno;
+    sock_plain_tx_end(s, r);
+    return e.finish(r < 0 ? -err : r);
   }
   off_t at = 0;
   if (offset && copy_from_user(&at, offset, sizeof at)) return e.finish(-EFAULT);

@@ -63,7 +63,7 @@ ICEPATH_EXPORT int connect(int fd, const sockaddr* addr, socklen_t len) {
   auto* const s = ours(fd);
   if (!s) return next::connect(fd, addr, len);
   const kept_errno e;
-  if (s->fast.load(std::memory_order_acquire) && dissolves(addr, len)) {
+  if (s->state == sock_state::connected && dissolves(addr, len)) {
     const int d = sock_demote(s, "dissolved");
     if (d < 0) return e.finish_int(d);
   }

@@ -10,6 +10,5 @@ void sock_print_stats();            // ICEPATH_STATS=1: one line on stderr
 
 // The library's own descriptors (memory, wake-up, rings): the program must neither close nor replace them.
 bool sock_fd_is_internal(int fd);
-bool sock_fd_move_internal(int fd); // fd is about to be replaced by dup2: put ours on another number; false: it could not be moved
 
 }  // namespace icepath

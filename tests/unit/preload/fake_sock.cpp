@@ -66,12 +66,6 @@ void sock_print_stats() {
   (void)!::write(2, b, n);
 }
 bool sock_fd_is_internal(int fd) { return fd == internal_fd; }
-bool sock_fd_move_internal(int fd) {
-  const int n = real::fcntl(fd, F_DUPFD_CLOEXEC, 600);
-  if (n < 0) return false;
-  internal_fd = n;
-  return real::close(fd) == 0;
-}
 
 void sock_on_socket(int fd, int domain, int type, int) {
   if ((domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM) { ++n_socket; watch(fd); }
@@ -103,6 +97,8 @@ ssize_t sock_recvmsg(socket*, int fd, sock_msg& m) {
   if (r >= 0) errno = 9999;
   return r;
 }
+bool sock_plain_tx_begin(socket* s, int) { return !s->fast; }
+void sock_plain_tx_end(socket*, ssize_t) { errno = 9999; }
 int sock_shutdown(socket*, int fd, int how) { return static_cast<int>(kernel(real::shutdown(fd, how))); }
 int sock_setsockopt(socket*, int fd, int l, int n, const void* v, socklen_t k) { return static_cast<int>(kernel(real::setsockopt(fd, l, n, v, k))); }
 int sock_getsockopt(socket*, int fd, int l, int n, void* v, socklen_t* k) { return static_cast<int>(kernel(real::getsockopt(fd, l, n, v, k))); }
