@@ -1,0 +1,195 @@
+// Random programs of socket and epoll calls, differential: every call's result is printed, so that the same seed on the kernel and on icepath must give
+// the same text. One thread holds both ends of several connections. After each step the program waits until what was sent has arrived (the model
+// knows how much that is), so that the answer to the next call does not depend on time.
+//
+// Usage: diff_epoll [first seed [number]]. Nagle is off, because otherwise arrival would depend on delayed acknowledgements.
+#include <algorithm>
+
+#include "common.hpp"
+
+namespace {
+
+struct rng {
+  uint64_t s;
+  uint32_t operator()(uint32_t n) {
+    s ^= s << 13, s ^= s >> 7, s ^= s << 17;
+    return static_cast<uint32_t>((s * 0x2545F4914F6CDD1Dull) >> 33) % n;
+  }
+};
+
+constexpr int conns = 3, ends = 2 * conns, sets = 2;
+
+struct end_state {
+  int fd = -1;
+  int arrived = 0;                        // unread bytes that must be here when all is quiet
+  bool open = false, wr_shut = false, rd_shut = false, reset = false;
+};
+
+class program {
+ public:
+  explicit program(uint64_t seed) : r_{seed * 0x9E3779B97F4A7C15ull + 1} {
+    for (int c = 0; c < conns; c++) make(c);
+    for (int& s : ep_) s = epoll_create1(0);
+  }
+  ~program() {
+    for (end_state& e : e_)
+      if (e.open) close(e.fd);
+    for (int s : ep_) close(s);
+  }
+  void run(int steps) {
+    for (int i = 0; i < steps; i++) {
+      step();
+      settle();
+    }
+    for (int s = 0; s < sets; s++) harvest(s);
+    say("%s", text_.c_str());
+  }
+
+ private:
+  static int peer(int i) { return i ^ 1; }
+
+  void make(int c) {
+    int l = listen_on();
+    int a = connect_to(port_of(l)), b = accept(l, nullptr, nullptr);
+    ::close(l);
+    set_opt(a, IPPROTO_TCP, TCP_NODELAY, 1), set_opt(b, IPPROTO_TCP, TCP_NODELAY, 1);
+    warm_up(a, b);
+    nonblock(a), nonblock(b);
+    e_[2 * c] = {a, 0, true};
+    e_[2 * c + 1] = {b, 0, true};
+  }
+
+  [[gnu::format(printf, 2, 3)]] void note(const char* f, ...) {
+    char t[400];
+    va_list ap;
+    va_start(ap, f);
+    vsnprintf(t, sizeof t, f, ap);
+    va_end(ap);
+    text_ += t;
+    text_ += '\n';
+  }
+
+  // Quiet: all bytes have arrived, ends and resets are visible, everything sent is acknowledged.
+  void settle() {
+    for (int i = 0; i < ends; i++) {
+      end_state &e = e_[i], &p = e_[peer(i)];
+      if (!e.open) continue;
+      if (e.reset) {
+        until([&] { return poll_now(e.fd) & POLLHUP; }, 1000);
+        continue;
+      }
+      if (!e.rd_shut) until([&] { return unread(e.fd) >= e.arrived; }, 1000);
+      if (p.wr_shut) until([&] { return poll_now(e.fd) & POLLRDHUP; }, 1000);
+      if (p.wr_shut && e.wr_shut) until([&] { return poll_now(e.fd) & POLLHUP; }, 1000);
+    }
+  }
+
+  void step() {
+    int i = static_cast<int>(r_(ends));
+    end_state &e = e_[i], &p = e_[peer(i)];
+    int s = static_cast<int>(r_(sets));
+    uint32_t what = r_(100);
+    if (!e.open) what = what < 50 ? 60 : 95;
+    if (what < 25) return transmit(i);
+    if (what < 45) return receive(i);
+    if (what < 60) return control(s, i);
+    if (what < 85) return harvest(s);
+    if (what < 91) {
+      uint32_t m = poll_now(e.fd);
+      return note("poll %d: %s", i, mask_text(m).c_str());
+    }
+    if (what < 94) {
+      int how = static_cast<int>(r_(3));
+      if (how != SHUT_WR) return note("FIONREAD %d: %d", i, unread(e.fd));
+      long r = shutdown(e.fd, SHUT_WR);
+      note("shutdown %d: %s", i, res(r).c_str());
+      if (r == 0) e.wr_shut = true;
+      return;
+    }
+    if (what < 97) {
+      if (!e.open && !p.open) {
+        note("new connection %d", i / 2);
+        return make(i / 2);
+      }
+      if (!e.open) return;
+      bool unread_data = unread(e.fd) > 0, hard = r_(4) == 0;
+      linger l{hard, 0};
+      if (hard) setsockopt(e.fd, SOL_SOCKET, SO_LINGER, &l, sizeof l);
+      note("close %d%s: %s", i, hard ? " hard" : "", res(close(e.fd)).c_str());
+      e.open = false;
+      if (p.open) {
+        // A side that had already ended both ways sees nothing more of a hard close.
+        if ((hard || unread_data) && !(e.wr_shut && p.wr_shut)) p.reset = true;
+        e.wr_shut = true;
+      }
+      return;
+    }
+    note("SO_ERROR %d: %s", i, err_name(get_opt(e.fd, SOL_SOCKET, SO_ERROR)));
+  }
+
+  void transmit(int i) {
+    end_state &e = e_[i], &p = e_[peer(i)];
+    if (p.arrived > 20000) return;  // never near a full buffer
+    size_t n = r_(3) ? 1 + r_(100) : 1 + r_(3000);
+    uint8_t b[3100];
+    stream_fill(b, 0, n, static_cast<uint32_t>(i));
+    long r;
+    if (r_(2)) {
+      r = send(e.fd, b, n, MSG_NOSIGNAL);
+    } else {
+      size_t k = n / 2;
+      iovec v[2] = {{b, k}, {b + k, n - k}};
+      r = writev(e.fd, v, 2);
+    }
+    note("send %d %zu: %s", i, n, res(r).c_str());
+    if (r > 0 && p.open) p.arrived += static_cast<int>(r);
+    if (r > 0 && !p.open) e.reset = true;  // the answer is RST
+  }
+
+  void receive(int i) {
+    end_state& e = e_[i];
+    size_t n = r_(2) ? 1 + r_(50) : 1 + r_(4000);
+    bool peek = r_(5) == 0;
+    char b[4100];
+    long r = recv(e.fd, b, n, peek ? MSG_PEEK : 0);
+    note("%s %d %zu: %s", peek ? "peek" : "recv", i, n, res(r).c_str());
+    if (r > 0 && !peek) e.arrived -= static_cast<int>(r);
+  }
+
+  void control(int s, int i) {
+    static const uint32_t modes[] = {EPOLLIN, EPOLLIN | EPOLLOUT, EPOLLIN | EPOLLRDHUP, 0,
+                                     EPOLLIN | static_cast<uint32_t>(EPOLLET), EPOLLIN | EPOLLOUT | EPOLLRDHUP | static_cast<uint32_t>(EPOLLET),
+                                     EPOLLIN | static_cast<uint32_t>(EPOLLONESHOT), EPOLLOUT | static_cast<uint32_t>(EPOLLONESHOT)};
+    uint32_t m = r_(8), op = r_(5);
+    int o = op < 3 ? EPOLL_CTL_ADD : op == 3 ? EPOLL_CTL_MOD : EPOLL_CTL_DEL;
+    epoll_event ev{modes[m], {.u64 = static_cast<uint64_t>(i)}};
+    int fd = e_[i].open ? e_[i].fd : 100000;
+    note("ctl set %d op %d end %d mode %u: %s", s, o, i, m, res(epoll_ctl(ep_[s], o, fd, &ev)).c_str());
+  }
+
+  void harvest(int s) {
+    epoll_event ev[ends];
+    int n = epoll_wait(ep_[s], ev, ends, 0);
+    std::sort(ev, ev + std::max(n, 0), [](const epoll_event& x, const epoll_event& y) { return x.data.u64 < y.data.u64; });
+    std::string t;
+    for (int k = 0; k < n; k++) t += " " + std::to_string(ev[k].data.u64) + "=" + mask_text(ev[k].events);
+    note("wait %d: %s%s", s, res(n).c_str(), t.c_str());
+  }
+
+  rng r_;
+  end_state e_[ends];
+  int ep_[sets];
+  std::string text_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  signal(SIGPIPE, SIG_IGN);
+  uint64_t first = argc > 1 ? strtoull(argv[1], nullptr, 10) : 1, count = argc > 2 ? strtoull(argv[2], nullptr, 10) : 200;
+  for (uint64_t seed = first; seed < first + count; seed++) {
+    say("== seed %lu", seed);
+    program(seed).run(100);
+  }
+  return 0;
+}
