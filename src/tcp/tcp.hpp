@@ -2,6 +2,7 @@
 // with n.now set. Nothing here blocks, sleeps, allocates from the heap on the data path or touches errno: waiting and
 // waking are the socket layer's (src/sock), which TCP tells through tcp_sock::ops.
 #pragma once
+#include <sys/socket.h>
 #include <sys/uio.h>
 #include "base/types.hpp"
 #include "net/net.hpp"
@@ -11,12 +12,14 @@ struct tcp_info;
 namespace icepath {
 
 struct tcp_sock;
+struct dst_entry;
 
 // Upcalls. Called inside TCP processing, under the owner word: they may set flags and wake, not call back into TCP.
 struct tcp_ops {
   void (*data_ready)(tcp_sock*);    // in-order data or FIN was queued
   void (*write_space)(tcp_sock*);   // send space returned after it had run out
   void (*state_change)(tcp_sock*);  // established, closed, reset: sk->state, sk->err tell
+  void (*lane_option)(tcp_sock*, uint8_t);  // a new lane option value arrived (sk->lane_opt_rx); may be null
 };
 
 struct user_msg {        // T03: bytes in user memory. Faults while copying are reported, not fatal (base/usercopy.hpp)
@@ -62,6 +65,9 @@ void tcp_send_ack(net& n, tcp_sock* sk);             // now, carrying a window u
 int tcp_setsockopt(net& n, tcp_sock* sk, int level, int name, const void* val, uint32_t len);  // 0 or -errno; -ENOPROTOOPT when not TCP's
 int tcp_getsockopt(net& n, const tcp_sock* sk, int level, int name, void* val, uint32_t* len);
 void tcp_get_info(const net& n, const tcp_sock* sk, ::tcp_info* out);   // T15/T16 bookkeeping, kernel field meanings
+
+void tcp_set_dst(net& n, tcp_sock* sk, dst_entry* d);  // the route to use; takes the reference. Before tcp_connect/tcp_expect
+void tcp_tsq_run(net& n);                            // after clean_tx: sockets that waited for room below send on
 
 void tcp_v4_rcv(net& n, sk_buff* skb);               // from ip_local_deliver; consumes skb (data at the TCP header)
 
