@@ -107,8 +107,13 @@ int ice_clean_rx_irq(ice_rx_ring& r, skb_pool& pool, nsec now, sk_buff** skbs, i
 void ice_clean_rx_ring(ice_rx_ring& r, frame_cache& frames);          // every posted frame back
 
 // A full fence between two threads that each store one word and then load the other's. ThreadSanitizer has no fences.
+#if defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+#define ICEPATH_TSAN 1
+#endif
+#endif
 inline void full_fence() {
-#if defined(__SANITIZE_THREAD__) || defined(ICEPATH_TSAN)
+#if (defined(__SANITIZE_THREAD__) || defined(ICEPATH_TSAN)) && defined(__x86_64__)
   __asm__ __volatile__("lock; orl $0,(%%rsp)" ::: "memory", "cc");
 #else
   std::atomic_thread_fence(std::memory_order_seq_cst);
