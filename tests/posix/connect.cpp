@@ -76,6 +76,7 @@ void to_self(duo&) {
   bind(fd, sa(s), sizeof s);
   s = loopback(port_of(fd));
   SHOW(connect(fd, sa(s), sizeof s));
+  set_opt(fd, IPPROTO_TCP, TCP_NODELAY, 1);
   bool ok = true;
   for (int i = 0; i < 200; i++) {
     char c = static_cast<char>(i), r = 0;

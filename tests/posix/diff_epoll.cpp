@@ -75,12 +75,12 @@ class program {
       end_state &e = e_[i], &p = e_[peer(i)];
       if (!e.open) continue;
       if (e.reset) {
-        until([&] { return poll_now(e.fd) & POLLHUP; }, 1000);
+        until([&] { return poll_now(e.fd) & POLLHUP; }, 100);
         continue;
       }
-      if (!e.rd_shut) until([&] { return unread(e.fd) >= e.arrived; }, 1000);
-      if (p.wr_shut) until([&] { return poll_now(e.fd) & POLLRDHUP; }, 1000);
-      if (p.wr_shut && e.wr_shut) until([&] { return poll_now(e.fd) & POLLHUP; }, 1000);
+      if (!e.rd_shut) until([&] { return unread(e.fd) >= e.arrived; }, 100);
+      if (p.wr_shut) until([&] { return poll_now(e.fd) & POLLRDHUP; }, 100);
+      if (p.wr_shut && e.wr_shut) until([&] { return poll_now(e.fd) & POLLHUP; }, 100);
     }
   }
 
