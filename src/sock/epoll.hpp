@@ -182,6 +182,9 @@ struct epoll : file {
   std::atomic<waiter*> pollers[max_slots] = {};    // threads in poll/select on this set: all are woken
 };
 
+// Read by any thread while the lane code changes it; stacks are never freed.
+inline stack* stack_of(const socket* s) { return __atomic_load_n(&s->st, __ATOMIC_ACQUIRE); }
+
 inline epoll* as_epoll(file* f) { return f && f->kind == file_kind::epoll ? static_cast<epoll*>(f) : nullptr; }
 
 constexpr uint32_t ep_bits = 0x3fff | EPOLLRDHUP;       // event bits, as opposed to EPOLLET and the like

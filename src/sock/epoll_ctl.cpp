@@ -106,7 +106,7 @@ void export_set(epoll* ep, const char* why) {
     if (!ep->lock.lock()) return;
     for (list_node* n = ep->items.next; n != &ep->items && !s; n = n->next) {
       epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
-      if (it->s && it->s->st) s = it->s;
+      if (it->s && stack_of(it->s)) s = it->s;
     }
     epoll_unlock(ep);
     if (!s || sock_demote(s, why) < 0) return;
@@ -303,7 +303,7 @@ void item_remove(epoll_item* it) {
 
 void item_set_stack(epoll_item* it) {
   epoll* const ep = it->ep;
-  const stack* const st = it->s ? it->s->st : nullptr;
+  const stack* const st = it->s ? stack_of(it->s) : nullptr;
   const int8_t no = st && st->no < 64 ? static_cast<int8_t>(st->no) : int8_t{-1};
   if (no == it->stack_no) return;
   if (it->stack_no >= 0 && --ep->stack_refs[it->stack_no] == 0) ep->mask.fetch_and(~(uint64_t{1} << it->stack_no), std::memory_order_seq_cst);

@@ -83,7 +83,7 @@ uint64_t stacks_of(const poll_set& p) {
   uint64_t m = 0;
   for (unsigned i = 0; i < p.nfast; ++i) {
     if (p.fast[i].ep) { m |= epoll_stacks(p.fast[i].ep); continue; }
-    const stack* const st = p.fast[i].s->st;
+    const stack* const st = stack_of(p.fast[i].s);
     if (st && st->no < 64) m |= uint64_t{1} << st->no;
   }
   return m;
@@ -156,8 +156,8 @@ bool poll_concerns(file* f) {
   }
   if (f->kind != file_kind::tcp) return false;
   const socket* const s = static_cast<socket*>(f);
-  if (s->never.load(std::memory_order_relaxed) && !s->st) return s->fast.load(std::memory_order_acquire);
-  return s->fast.load(std::memory_order_acquire) || s->st || s->state == sock_state::connected || s->state == sock_state::connecting;
+  if (s->never.load(std::memory_order_relaxed) && !stack_of(s)) return s->fast.load(std::memory_order_acquire);
+  return s->fast.load(std::memory_order_acquire) || stack_of(s) || s->state == sock_state::connected || s->state == sock_state::connecting;
 }
 
 int poll_set_wait(poll_set& p, nsec timeout) {

@@ -5,6 +5,8 @@
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
 #include <unistd.h>
+#include <mutex>
+#include <vector>
 #include "base/clock.hpp"
 #include "libc.hpp"
 #include "sock/pool.hpp"
@@ -31,6 +33,16 @@ int epoll_pwait2(int ep, epoll_event* ev, int max, const timespec* ts, const sig
 int pselect(int n, fd_set* r, fd_set* w, fd_set* e, const timespec* ts, const sigset_t* m) { return ::pselect(n, r, w, e, ts, m); }
 int fcntl(int fd, int cmd, long arg) { return ::fcntl(fd, cmd, arg); }
 }  // namespace real
+
+// Type-stable: never freed, and not a leak.
+template <class T>
+static T* kept(T* t) {
+  static std::mutex m;
+  static std::vector<T*>& all = *new std::vector<T*>;
+  const std::lock_guard g(m);
+  all.push_back(t);
+  return t;
+}
 
 static std::atomic<file*> table[4096];
 std::atomic<file*>* fdtable = table;
@@ -87,7 +99,7 @@ void sock_before_replace(int fd) {
 
 static thread_local waiter* self = nullptr;
 waiter* this_waiter() {
-  if (!self) { self = new waiter; self->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
+  if (!self) { self = kept(new waiter); self->event_fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC); }
   return self;
 }
 void waiter_wake(waiter* w) {
@@ -124,7 +136,7 @@ sock::sock() {
   EXPECT_EQ(0, ::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, p));
   fd = p[0];
   peer = p[1];
-  s = new icepath::socket;       // never freed: type-stable
+  s = kept(new icepath::socket);
   s->kind = file_kind::tcp;
   s->state = sock_state::connected;
   fd_install(fd, s);
@@ -134,7 +146,7 @@ sock::~sock() {
   ::close(peer);
 }
 void sock::promote(uint32_t kernel_bits, unsigned no) {
-  s->st = stack_by_no(static_cast<uint16_t>(no));
+  __atomic_store_n(&s->st, stack_by_no(static_cast<uint16_t>(no)), __ATOMIC_RELEASE);
   s->st->no = static_cast<uint16_t>(no);
   stack_of_thread()->no = 3;
   s->fast.store(true);
@@ -143,7 +155,7 @@ void sock::promote(uint32_t kernel_bits, unsigned no) {
 }
 void sock::demote() {
   s->rd_state.store(~0ull << 32);
-  s->st = nullptr;
+  __atomic_store_n(&s->st, static_cast<stack*>(nullptr), __ATOMIC_RELEASE);
   s->fast.store(false);
   epoll_sync(s);
 }
