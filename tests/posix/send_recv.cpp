@@ -152,7 +152,6 @@ void fill_and_drain(duo& d) {
     nonblock(fd);
     std::vector<uint8_t> chunk(50001);
     long n = 0;
-    bool partial = false;
     for (;;) {
       stream_fill(chunk.data(), static_cast<uint64_t>(n), chunk.size(), 7);
       ssize_t r = send(fd, chunk.data(), chunk.size(), 0);
@@ -163,7 +162,6 @@ void fill_and_drain(duo& d) {
         if (poll_now(fd) & POLLOUT) continue;
         break;
       }
-      partial |= r < static_cast<ssize_t>(chunk.size());
       n += r;
     }
     return n;
@@ -237,7 +235,7 @@ void stream_not_records(duo& d) {
   d.connect();
   d.a([](int fd) {
     long sent = 0;
-    for (int i = 0; i < 100; i++) sent += send(fd, "0123456789" + i % 8, static_cast<size_t>(1 + i % 3), i % 2 ? MSG_MORE : 0);
+    for (int i = 0; i < 100; i++) sent += send(fd, &"0123456789"[i % 8], static_cast<size_t>(1 + i % 3), i % 2 ? MSG_MORE : 0);
     say("sent %ld", sent);
     send_all(fd, ".", 1);
   });
