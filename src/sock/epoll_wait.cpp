@@ -192,7 +192,10 @@ void look(wait_call& c) {
     epoll_unlock(ep);
   }
   if (c.n == 0 && !c.err && kernel_members(ep) && (!(fast && kernel) || c.max == 1)) {
-    if (!ep->ring.is(kready::open) || kernel_maybe(ep, c.epfd)) harvest(c, c.max);
+    ep->refs.fetch_add(1, std::memory_order_acq_rel);   // the ring may be made here: the set must not go meanwhile
+    const bool ask = fd_lookup(c.epfd) != ep || ep->gone.load(std::memory_order_acquire) || kernel_maybe(ep, c.epfd);
+    epoll_put(ep);
+    if (ask) harvest(c, c.max);
   }
 }
 
