@@ -239,14 +239,14 @@ def nginx(arm, port, root, workers=1):
     conf = os.path.join(d, "nginx.conf")
     with open(conf, "w") as f:
         user = "user root;" if os.geteuid() == 0 else ""
-        f.write(f"""{user} worker_processes {workers}; daemon off; pid {d}/pid; error_log {d}/error.log;
+        f.write(f"""{user} worker_processes {workers}; daemon off; pid {d}/pid; error_log stderr;
 env ICEPATH_STATS; env ICEPATH_REQUIRE; env LD_PRELOAD;
 events {{ worker_connections 1024; }}
 http {{ access_log off; sendfile on; keepalive_timeout 65; client_body_temp_path {d}/b; proxy_temp_path {d}/p;
 fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;
 server {{ listen 127.0.0.1:{port}; root {root}; }} }}
 """)
-    return server(arm, ["nginx", "-p", d, "-c", conf, "-e", f"{d}/error.log"], port)
+    return server(arm, ["nginx", "-p", d, "-c", conf, "-e", "stderr"], port)
 
 
 def main(tests, arms=ARMS):
