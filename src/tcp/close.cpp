@@ -124,7 +124,7 @@ static bool tcp_close_state(tcp_sock* sk) {
 
 void tcp_shutdown_write(net& n, tcp_sock* sk) {
   if (sk->sk_shutdown & SEND_SHUTDOWN) return;
-  if (!tcp_in_state(sk, tcpf(TCP_ESTABLISHED) | tcpf(TCP_SYN_SENT) | tcpf(TCP_SYN_RECV) | tcpf(TCP_CLOSE_WAIT))) return;
+  if (!tcp_in_state(sk, tcpf(TCP_ESTABLISHED) | tcpf(TCP_SYN_SENT) | tcpf(TCP_SYN_RECV) | tcpf(TCP_CLOSE_WAIT)) && !(sk->state == TCP_LISTEN && sk->expect)) return;
   sk->sk_shutdown |= SEND_SHUTDOWN;
   if (tcp_close_state(sk)) tcp_send_fin(n, sk);
 }
@@ -190,6 +190,7 @@ uint32_t tcp_outq_nsd(const tcp_sock* sk) {
 }
 
 uint32_t tcp_poll(const tcp_sock* sk) {
+  if (sk->state == TCP_LISTEN && sk->expect) return 0;
   if (sk->state == TCP_LISTEN) return sk->accept_queue.empty() ? 0 : static_cast<uint32_t>(EPOLLIN | EPOLLRDNORM);
   uint32_t mask = 0;
   if (sk->sk_shutdown == SHUTDOWN_MASK || sk->state == TCP_CLOSE) mask |= EPOLLHUP;

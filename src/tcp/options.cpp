@@ -1,15 +1,11 @@
 // TCP options: reading those of a received segment and writing ours (RFC 9293 3.2, RFC 7323, RFC 2018, RFC 6994).
 // Pure, apart from clearing the pending DSACK once it is written. A malformed option ends the parse and is otherwise ignored.
 #include "tcp/tcp_internal.hpp"
+#include "wire/tcp_options.hpp"
 
 namespace icepath {
 
 namespace {
-uint32_t get32(const uint8_t* p) {
-  uint32_t v;
-  std::memcpy(&v, p, 4);
-  return __builtin_bswap32(v);
-}
 uint8_t* put32(uint8_t* p, uint32_t v) {
   v = __builtin_bswap32(v);
   std::memcpy(p, &v, 4);
@@ -26,55 +22,23 @@ uint8_t* put_ts(const tcp_sock* sk, uint8_t* p) {
 }
 }  // namespace
 
+// SYN-only options count only on a SYN, SACK blocks only elsewhere.
 void tcp_parse_options(const tcp_hdr* th, tcp_options_received& o) {
-  const uint8_t* p = reinterpret_cast<const uint8_t*>(th) + sizeof(tcp_hdr);
-  uint32_t left = th->doff() - sizeof(tcp_hdr);
-  const bool syn = th->flags & TCPHDR_SYN;
-  while (left) {
-    const uint8_t kind = *p;
-    if (kind == TCPOPT_EOL_) return;
-    if (kind == TCPOPT_NOP_) { ++p; --left; continue; }
-    if (left < 2) return;
-    const uint8_t len = p[1];
-    if (len < 2 || len > left) return;
-    switch (kind) {
-      case TCPOPT_MSS:
-        if (len == 4 && syn) {
-          const uint16_t m = static_cast<uint16_t>(p[2] << 8 | p[3]);
-          if (m) o.mss_clamp = m;
-        }
-        break;
-      case TCPOPT_WSCALE:
-        if (len == 3 && syn) {   // RFC 7323 2.3: more than 14 counts as 14
-          o.wscale_ok = true;
-          o.snd_wscale = p[2] > tcp_max_wscale ? tcp_max_wscale : p[2];
-        }
-        break;
-      case TCPOPT_SACK_PERMITTED_:
-        if (len == 2 && syn) o.sack_ok = true;
-        break;
-      case TCPOPT_SACK_:
-        if (len >= 10 && (len - 2) % 8 == 0 && !syn) {
-          o.num_sacks = static_cast<uint8_t>((len - 2) / 8);
-          if (o.num_sacks > 4) o.num_sacks = 4;
-          for (unsigned i = 0; i < o.num_sacks; ++i) o.sacks[i] = {get32(p + 2 + 8 * i), get32(p + 6 + 8 * i)};
-        }
-        break;
-      case TCPOPT_TS:
-        if (len == 10) {
-          o.saw_tstamp = true;
-          o.rcv_tsval = get32(p + 2);
-          o.rcv_tsecr = get32(p + 6);
-        }
-        break;
-      case TCPOPT_EXP:
-        if (len == 5 && (p[2] << 8 | p[3]) == tcp_exid_lane) o.lane = p[4];
-        break;
-      default: break;
-    }
-    p += len;
-    left -= len;
+  tcp_options w;
+  (void)tcp_options_parse(reinterpret_cast<const uint8_t*>(th + 1), th->doff() - sizeof(tcp_hdr), w);
+  if (th->flags & TCPHDR_SYN) {
+    if (w.has_mss) o.mss_clamp = w.mss;
+    o.wscale_ok = w.has_wscale;
+    o.snd_wscale = w.wscale;
+    o.sack_ok = w.sack_permitted;
+  } else {
+    o.num_sacks = w.nr_sacks;
+    for (unsigned i = 0; i < w.nr_sacks; ++i) o.sacks[i] = {w.sacks[i].start, w.sacks[i].end};
   }
+  o.saw_tstamp = w.has_timestamp;
+  o.rcv_tsval = w.tsval;
+  o.rcv_tsecr = w.tsecr;
+  if (w.has_exp && w.exp_id == tcp_exid_lane && w.exp_len == 1) o.lane = w.exp[0];
 }
 
 // SYN: what we offer. SYN-ACK: what both have (the tcp_sock already holds the outcome).

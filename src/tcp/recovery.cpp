@@ -198,7 +198,7 @@ void tcp_enter_loss(tcp_sock* sk) {
   if (reneg || !sk->sack_ok) sk->sacked_out = 0;
   if (reneg) {
     sk->highest_sack = nullptr;
-    for (tcp_sack_block& b : sk->recv_sack_cache) b = {};
+    for (tcp_sack_seq& b : sk->recv_sack_cache) b = {};
   }
   for (sk_buff* s = head; s; s = s->next) {
     if (reneg) s->cb.sacked &= static_cast<uint8_t>(~TCPCB_SACKED_ACKED);

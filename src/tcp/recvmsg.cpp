@@ -80,7 +80,7 @@ void eat_skb(net& n, tcp_sock* sk, sk_buff* skb) {
 }  // namespace
 
 ssize_t tcp_recvmsg(net& n, tcp_sock* sk, user_msg* m, size_t max, int flags) {
-  if (ICEPATH_UNLIKELY(sk->state == TCP_LISTEN)) return -ENOTCONN;
+  if (ICEPATH_UNLIKELY(sk->state == TCP_LISTEN)) return sk->expect ? -EAGAIN : -ENOTCONN;
   if (ICEPATH_UNLIKELY(flags & MSG_OOB)) return tcp_recv_urg(sk, m, max, flags);
   const bool peek = flags & MSG_PEEK, trunc = flags & MSG_TRUNC;
   uint32_t seq = sk->copied_seq;

@@ -95,7 +95,7 @@ struct tagger {
 uint32_t tcp_sacktag_write_queue(net& n, tcp_sock* sk, const sk_buff* skb, const tcp_options_received& o, uint32_t prior_snd_una, tcp_sacktag_state& st) {
   tagger t{n, sk, st};
   const uint32_t ack = skb->cb.ack_seq;
-  tcp_sack_block b[4];
+  tcp_sack_seq b[4];
   unsigned used = 0, first = 0;
   bool dsack = false;
   if (o.num_sacks) {   // RFC 2883 section 4
@@ -126,14 +126,14 @@ uint32_t tcp_sacktag_write_queue(net& n, tcp_sock* sk, const sk_buff* skb, const
     uint32_t s = b[i].start_seq;
     const uint32_t e = b[i].end_seq;
     bool skip = false;
-    for (const tcp_sack_block& c : sk->recv_sack_cache) {
+    for (const tcp_sack_seq& c : sk->recv_sack_cache) {
       if (c.start_seq == c.end_seq) continue;
       if (!before(s, c.start_seq) && !after(e, c.end_seq)) skip = true;
       else if (!before(s, c.start_seq) && before(s, c.end_seq)) s = c.end_seq;
     }
     if (!skip) t.walk(s, e, false);
   }
-  for (unsigned i = 0; i < 4; ++i) sk->recv_sack_cache[i] = i < used ? b[i] : tcp_sack_block{};
+  for (unsigned i = 0; i < 4; ++i) sk->recv_sack_cache[i] = i < used ? b[i] : tcp_sack_seq{};
   if (st.have_reord && sk->ca_state != TCP_CA_Loss) tcp_check_sack_reordering(sk, st.reord);
   if (t.first_sackt) st.sack_rtt_us = static_cast<int64_t>((n.now - t.first_sackt) / usec_ns);
   return t.flag;
@@ -141,7 +141,7 @@ uint32_t tcp_sacktag_write_queue(net& n, tcp_sock* sk, const sk_buff* skb, const
 
 // ---- what we report
 
-static bool tcp_sack_extend(tcp_sack_block& b, uint32_t seq, uint32_t end) {
+static bool tcp_sack_extend(tcp_sack_seq& b, uint32_t seq, uint32_t end) {
   if (after(seq, b.end_seq) || after(b.start_seq, end)) return false;
   if (before(seq, b.start_seq)) b.start_seq = seq;
   if (after(end, b.end_seq)) b.end_seq = end;
@@ -149,10 +149,10 @@ static bool tcp_sack_extend(tcp_sack_block& b, uint32_t seq, uint32_t end) {
 }
 
 void tcp_sack_new_ofo_skb(tcp_sock* sk, uint32_t seq, uint32_t end) {
-  tcp_sack_block* a = sk->selective_acks;
+  tcp_sack_seq* a = sk->selective_acks;
   unsigned i = 0;
   while (i < sk->num_sacks && !tcp_sack_extend(a[i], seq, end)) ++i;
-  tcp_sack_block b{seq, end};
+  tcp_sack_seq b{seq, end};
   if (i < sk->num_sacks) {
     b = a[i];
   } else {

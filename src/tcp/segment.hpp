@@ -15,7 +15,7 @@ struct tcp_hdr {
 static_assert(sizeof(tcp_hdr) == 20 && alignof(tcp_hdr) == 1 && offsetof(tcp_hdr, check) == 16);
 
 enum : uint8_t { TCPHDR_FIN = 1, TCPHDR_SYN = 2, TCPHDR_RST = 4, TCPHDR_PSH = 8, TCPHDR_ACK = 16, TCPHDR_URG = 32, TCPHDR_ECE = 64, TCPHDR_CWR = 128 };
-enum : uint8_t { TCPOPT_EOL_ = 0, TCPOPT_NOP_ = 1, TCPOPT_MSS = 2, TCPOPT_WSCALE = 3, TCPOPT_SACK_PERMITTED_ = 4, TCPOPT_SACK_ = 5, TCPOPT_TS = 8, TCPOPT_EXP = 254 };
+constexpr uint8_t TCPOPT_EXP = 254;
 constexpr uint16_t tcp_exid_lane = 0x4950;   // "IP": ExID of the lane option (RFC 6994)
 
 struct tcp_options_received {

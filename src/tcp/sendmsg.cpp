@@ -114,7 +114,7 @@ ssize_t tcp_sendmsg(net& n, tcp_sock* sk, user_msg& m, int flags) {
       return -e;
     }
     if (sk->sk_shutdown & SEND_SHUTDOWN) return -EPIPE;
-    if (tcp_in_state(sk, tcpf(TCP_SYN_SENT) | tcpf(TCP_SYN_RECV))) {   // T11f
+    if (tcp_in_state(sk, tcpf(TCP_SYN_SENT) | tcpf(TCP_SYN_RECV)) || (sk->state == TCP_LISTEN && sk->expect)) {   // T11f
       sk->sock_nospace = true;
       return -EAGAIN;
     }

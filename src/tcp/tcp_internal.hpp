@@ -54,12 +54,8 @@ inline void net_stat(net& n, std::atomic<uint64_t> mib::*f, uint64_t v = 1) { if
 inline uint8_t tcp_default_ttl() { return 64; }
 
 // ---- segment.cpp
-uint32_t csum_add(const void* p, size_t n, uint32_t sum, bool odd = false);   // ones' complement, unfolded
-uint16_t csum_fold16(uint32_t sum);
-uint32_t tcp_pseudo_sum(const inet_addr& s, const inet_addr& d, uint32_t len);
 bool tcp_checksum_ok(const sk_buff* skb, const four_tuple& t);
 void tcp_fill_checksum(sk_buff* skb, const four_tuple& t);
-uint64_t siphash_2_4(const uint64_t key[2], const void* p, size_t n);
 
 // ---- tcp_table.cpp
 sock_common* tcp_lookup(net& n, const four_tuple& t);

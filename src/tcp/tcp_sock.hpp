@@ -40,7 +40,7 @@ struct tcp_params {
 struct tcp_congestion_ops;
 constexpr unsigned tcp_ca_priv_size = 104;
 
-struct tcp_sack_block { uint32_t start_seq, end_seq; };
+struct tcp_sack_seq { uint32_t start_seq, end_seq; };
 
 // A wheel timer with a lazy deadline: moving the deadline later, or clearing it, leaves the wheel alone (timer.cpp).
 struct tcp_timer {
@@ -143,7 +143,7 @@ struct tcp_sock : sock_common {
   // SACK, both ways.
   uint8_t num_sacks = 0;
   bool dsack_pending = false;
-  tcp_sack_block selective_acks[4] = {}, duplicate_sack{};
+  tcp_sack_seq selective_acks[4] = {}, duplicate_sack{};
 
   // Urgent data (RFC 6093).
   uint32_t snd_up = 0, urg_seq = 0;
@@ -182,7 +182,7 @@ struct tcp_sock : sock_common {
   uint64_t bytes_sent = 0, bytes_acked = 0, bytes_received = 0, bytes_retrans = 0;
   uint32_t segs_in = 0, segs_out = 0, data_segs_in = 0, data_segs_out = 0, total_retrans = 0, dsack_dups = 0, reord_seen = 0, rcv_ooopack = 0;
   nsec rack_mstamp = 0;             // send time of the latest delivered segment (RFC 8985 6.2)
-  tcp_sack_block recv_sack_cache[4] = {};
+  tcp_sack_seq recv_sack_cache[4] = {};
   uint32_t delivered = 0, lost = 0, app_limited = 0, total_rto = 0;
   uint64_t rate_delivered = 0, rate_bytes = 0;
   uint64_t rate_interval_us = 0;

@@ -3,6 +3,7 @@
 // never given back to the system while the stack lives, so an skb's `sk` never points at anything but a tcp_sock.
 #include <sys/mman.h>
 #include <new>
+#include "base/siphash.hpp"
 #include "ip/ip.hpp"
 #include "tcp/tcp_internal.hpp"
 
@@ -205,14 +206,14 @@ uint32_t tcp_secure_seq(net& n, const four_tuple& t) {
   std::memcpy(b + 16, t.daddr.b, 16);
   std::memcpy(b + 32, &t.sport, 2);
   std::memcpy(b + 34, &t.dport, 2);
-  return static_cast<uint32_t>(siphash_2_4(n.secret, b, sizeof b)) + static_cast<uint32_t>(n.now >> 6);
+  return static_cast<uint32_t>(siphash(n.secret, b, sizeof b)) + static_cast<uint32_t>(n.now >> 6);
 }
 
 uint32_t tcp_secure_ts_off(net& n, const four_tuple& t) {
   uint8_t b[32];
   std::memcpy(b, t.saddr.b, 16);
   std::memcpy(b + 16, t.daddr.b, 16);
-  return static_cast<uint32_t>(siphash_2_4(n.secret, b, sizeof b) >> 32);
+  return static_cast<uint32_t>(siphash(n.secret, b, sizeof b) >> 32);
 }
 
 }  // namespace icepath
