@@ -1,6 +1,6 @@
 // The process's shared region and the runtime directory it lives in.
 //
-// Runtime directory: $XDG_RUNTIME_DIR/icepath or /dev/shm/icepath-UID, one sub-directory per network namespace (its inode number);
+// Runtime directory: /dev/shm/icepath-UID ($ICEPATH_RUNTIME_DIR/icepath when that is set), one sub-directory per network namespace (its inode number);
 // mode 0700, owned by us, no symlink: anything else is refused with a clear error and the process stays on the kernel path.
 // In it: `p<slot>.mem` (region of the process in that slot), `p<slot>.<stack>.wake` (FIFOs), `rendezvous` (src/sock/rendezvous.hpp).
 // A slot is held by an OFD write lock on its .mem file: a dead process loses it at once, whatever killed it; whoever finds

@@ -64,13 +64,12 @@ bool net_namespace(char* to, size_t room) {
   return r == 0 && format(to, room, "netns-cookie-%lx", static_cast<unsigned long>(cookie)) > 0;
 }
 
+// The same for every process of the user, whatever its environment: a service and a shell must find each other. ICEPATH_RUNTIME_DIR is
+// for those who want a group of their own.
 void base_path(char* to, size_t room) {
-  const char* x = ::secure_getenv("XDG_RUNTIME_DIR");
-  struct stat st;
-  if (x && *x == '/' && std::strlen(x) < room - 16 && ::stat(x, &st) == 0 && S_ISDIR(st.st_mode) && st.st_uid == ::geteuid())
-    format(to, room, "%s/icepath", x);
-  else
-    format(to, room, "/dev/shm/icepath-%u", ::geteuid());
+  const char* x = ::secure_getenv("ICEPATH_RUNTIME_DIR");
+  if (x && *x == '/' && std::strlen(x) < room - 16) format(to, room, "%s/icepath", x);
+  else format(to, room, "/dev/shm/icepath-%u", ::geteuid());
 }
 
 bool is_slot_file(const char* name, uint32_t& slot, bool& region_file) {

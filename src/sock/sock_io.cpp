@@ -100,6 +100,7 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
   p.check = check;
   p.ctx = &c;
   p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
+  p.restart = timeo == ~nsec{0};
   for (;;) {
     stack* st = c.s->st;
     if (!st) return c.done ? static_cast<ssize_t>(c.done) : not_fast;
@@ -138,6 +139,7 @@ int wait_plain(socket* s, int fd, short events, nsec timeo) {
   p.fds = &pw.pf;
   p.nfds = 1;
   p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
+  p.restart = timeo == ~nsec{0};
   if (stack* st = s->st) p.stacks = 1ull << st->no;
   return wait_until(p);
 }

@@ -24,6 +24,7 @@
 namespace icepath {
 
 thread_local volatile uint32_t signals_seen __attribute__((tls_model("initial-exec"))) = 0;
+thread_local volatile uint32_t signals_breaking __attribute__((tls_model("initial-exec"))) = 0;
 
 namespace {
 
@@ -71,6 +72,13 @@ template <class F>
 void each_stack(uint64_t mask, F f) {
   for (; mask; mask &= mask - 1)
     if (stack* s = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(mask)))) f(s);
+}
+
+// The event fd stays readable until somebody reads it; `signaled` may have been taken before the byte was seen.
+void drain(waiter* w) {
+  if (w->poked.load(std::memory_order_relaxed) == 0 || w->poked.exchange(0, std::memory_order_acquire) == 0) return;
+  uint64_t v;
+  raw_syscall(SYS_read, w->event_fd, &v, sizeof v);
 }
 
 int sleep_once(const wait_plan& p, waiter* w, nsec timeout) {
@@ -124,6 +132,7 @@ void waiter_wake(waiter* w) {
   if (w->sleeping.load(std::memory_order_seq_cst) && w->event_fd >= 0) {
     const uint64_t one = 1;
     raw_syscall(SYS_write, w->event_fd, &one, sizeof one);
+    w->poked.store(1, std::memory_order_release);  // after the write: whoever sees it finds the byte (drain)
   }
 }
 
@@ -138,7 +147,8 @@ sock_sleeper::~sock_sleeper() {
 
 int wait_until(const wait_plan& p) {
   waiter* const w = this_waiter();
-  const uint32_t sig0 = signals_seen;
+  const volatile uint32_t& signals = p.restart ? signals_breaking : signals_seen;
+  const uint32_t sig0 = signals;
   int r;
   if ((r = p.check(p.ctx)) > 0) return r;
   const uint64_t began = cycles();
@@ -163,7 +173,7 @@ int wait_until(const wait_plan& p) {
           asked = t;
           if ((r = p.check_kernel(p.ctx)) > 0) return r;
         }
-        if (signals_seen != sig0) return -EINTR;
+        if (signals != sig0) return -EINTR;
         if (t - t0 > end || preempted) break;
         if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) break;
         if (t - t0 > yield_after * per_us / 1000) sched_yield(); else cpu_relax();
@@ -188,7 +198,7 @@ int wait_until(const wait_plan& p) {
       each_stack(p.stacks, [&](stack* s) { if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s); stack_poll(s); });
       if (r > 0) return r;
       if ((r = p.check(p.ctx)) > 0) return r;
-      if (signals_seen != sig0) return -EINTR;
+      if (signals != sig0) return -EINTR;
       if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) return 0;
       continue;
     }
@@ -197,12 +207,10 @@ int wait_until(const wait_plan& p) {
       const nsec now = clock_now();
       timeout = wake_at > now ? wake_at - now : 0;
     }
-    int slept = signals_seen != sig0 ? -EINTR : timeout == 0 ? 0 : sleep_once(p, w, timeout);
+    int slept = signals != sig0 ? -EINTR : timeout == 0 ? 0 : sleep_once(p, w, timeout);
     w->sleeping.store(0, std::memory_order_relaxed);
-    if (w->signaled.exchange(0, std::memory_order_acquire) && w->event_fd >= 0) {
-      uint64_t v;
-      raw_syscall(SYS_read, w->event_fd, &v, sizeof v);
-    }
+    w->signaled.store(0, std::memory_order_relaxed);  // the checks below look at everything
+    drain(w);
     helper_unpark();
     each_stack(p.stacks, [&](stack* s) {
       mib_add(s->net.stats->StackSleeps);
@@ -212,8 +220,8 @@ int wait_until(const wait_plan& p) {
     learn(cycles_to_ns(cycles() - began), preempted);
     if ((r = p.check(p.ctx)) > 0) return r;
     if (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0) return r;
-    if (slept == -EINTR || signals_seen != sig0) return -EINTR;
-    if (slept < 0) return slept;
+    if (signals != sig0 || (slept == -EINTR && !p.restart)) return -EINTR;
+    if (slept < 0 && slept != -EINTR) return slept;
     if (p.deadline != ~nsec{0} && clock_now() >= p.deadline) return 0;
   }
 }

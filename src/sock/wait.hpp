@@ -17,6 +17,7 @@ struct stack;
 struct waiter {                       // one per thread; type-stable, goes to another thread when its own ends
   std::atomic<uint32_t> signaled{0};
   std::atomic<uint32_t> sleeping{0};  // about to sleep on event_fd, or asleep
+  std::atomic<uint32_t> poked{0};     // a byte was written to event_fd
   int event_fd = -1;                  // made on first sleep
   wait_entry entry;                   // for waiting on one socket (sock_sleeper)
   socket* on = nullptr;
@@ -35,7 +36,8 @@ class sock_sleeper {
 };
 
 // Raised by every signal handler that runs in this thread (preload/call_signal.cpp): a wait that spins must end with EINTR as one in the kernel would.
-extern thread_local volatile uint32_t signals_seen;
+// signals_breaking counts only handlers without SA_RESTART: those alone interrupt a restartable call.
+extern thread_local volatile uint32_t signals_seen, signals_breaking;
 void wait_forget();                   // in a fork child
 waiter* this_waiter();
 void waiter_wake(waiter* w);          // any thread, signal-safe
@@ -53,6 +55,7 @@ struct wait_plan {
   void* ctx = nullptr;
   nsec deadline = ~nsec{0};           // absolute
   const sigset_t* mask = nullptr;     // for the sleep, as ppoll
+  bool restart = false;               // the call goes on after a handler with SA_RESTART (recv, send without a timeout)
 };
 // check's or check_kernel's value, 0 at the deadline, -EINTR when a signal handler ran.
 int wait_until(const wait_plan& p);

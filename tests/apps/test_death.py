@@ -10,7 +10,7 @@ STREAM = os.path.join(lib.HERE, "stream.py")
 
 
 def shared_files():
-    base = os.environ.get("XDG_RUNTIME_DIR")
+    base = os.environ.get("ICEPATH_RUNTIME_DIR")
     top = os.path.join(base, "icepath") if base else f"/dev/shm/icepath-{os.getuid()}"
     return {os.path.join(d, f) for d, _, files in os.walk(top) for f in files if f.endswith(".mem")}
 

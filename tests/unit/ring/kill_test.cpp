@@ -94,7 +94,7 @@ struct side {
 TEST(local_port_kill, survivor_gets_everything_back_and_others_go_on) {
   char dir[] = "/tmp/icepath-kill-XXXXXX";
   ASSERT_TRUE(mkdtemp(dir));
-  setenv("XDG_RUNTIME_DIR", dir, 1);
+  setenv("ICEPATH_RUNTIME_DIR", dir, 1);
   side a;
   ASSERT_TRUE(a.open());
   uint16_t self_q;

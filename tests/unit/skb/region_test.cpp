@@ -25,7 +25,7 @@ struct own_dir {
     if (std::getenv("ICEPATH_TEST_SMALL_SHM")) return;
     char t[] = "/tmp/icepath-region-XXXXXX";
     path = ::mkdtemp(t);
-    ::setenv("XDG_RUNTIME_DIR", path.c_str(), 1);
+    ::setenv("ICEPATH_RUNTIME_DIR", path.c_str(), 1);
   }
   ~own_dir() { if (!path.empty()) (void)!std::system(("rm -rf " + path).c_str()); }
 } dir;
@@ -287,7 +287,7 @@ TEST(region, full_file_system_is_a_clean_error) {
     return;
   }
   // The second run of the test, with the small directory.
-  ::setenv("XDG_RUNTIME_DIR", small, 1);
+  ::setenv("ICEPATH_RUNTIME_DIR", small, 1);
   region r;
   ASSERT_TRUE(region_create(r).ok());
   frame_cache c;
