@@ -39,8 +39,10 @@ bool tcp_route(net& n, tcp_sock* sk) {
   if (ICEPATH_LIKELY(sk->dst && (sk->dst_pinned || dst_valid(sk->dst)))) return true;
   dst_entry* d = ip_route_output(n, sk->tuple.daddr, sk->tuple.saddr);
   if (!d) return false;
+  const uint32_t old_mtu = sk->dst ? sk->dst->mtu : d->mtu;
   if (sk->dst) dst_release(n, sk->dst);
   sk->dst = d;
+  if (d->mtu != old_mtu) tcp_sync_mss(sk, d->mtu);
   return true;
 }
 
@@ -210,7 +212,10 @@ int tcp_transmit_skb(net& n, tcp_sock* sk, sk_buff* skb, bool clone_it) {
   }
   const ip_params p{sk->tuple.saddr, sk->tuple.daddr, sk->tos, sk->ttl, 6, true};
   const int err = ip_queue_xmit(n, sk->dst, p, out);
-  if (ICEPATH_UNLIKELY(err == -ENOBUFS)) tcp_enter_cwr(sk);   // local congestion (T16)
+  if (ICEPATH_UNLIKELY(err)) {
+    if (err == -ENOBUFS) tcp_enter_cwr(sk);                        // local congestion (T16)
+    else if (err == -EMSGSIZE) tcp_sync_mss(sk, sk->dst->mtu);     // the path got narrower: the next try is cut anew
+  }
   return err;
 }
 

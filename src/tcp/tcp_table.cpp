@@ -46,6 +46,7 @@ tcp_table* tcp_table_create(uint32_t max_socks) {
   t->tws = reserve_array<tcp_timewait_sock>(t->max_tw);
   if (!t->ehash || !t->lhash || !t->pool || !t->free_socks || !t->tws) return nullptr;
   inet_add_protocol(6, tcp_v4_rcv);
+  neigh_error_report = [](net&, neighbour*, sk_buff* skb) { if (skb->sk) skb->sk->err_soft = EHOSTUNREACH; };   // T21: soft, TCP goes on trying
   for (unsigned i = 0; i < tcp_lhash_size; ++i) new (&t->lhash[i]) list_head();
   // Buckets are touched when first used: a zeroed head is an empty one (see bucket()).
   return t;

@@ -377,4 +377,80 @@ TEST(reno, one_segment_per_window) {
   EXPECT_EQ(f.sk->snd_cwnd, 21u);
 }
 
+TEST(send, T16_narrower_path_is_cut_anew) {
+  tcp_fixture f(9000);
+  f.establish();
+  f.sk->mss_cache = 3000;
+  f.sk->dst->mtu = 1500;
+  f.sk->mss_clamp = 3000;
+  f.send(text(2900));            // refused by IP as too large
+  EXPECT_EQ(f.tx.size(), 0u);
+  f.advance(sec_ns);
+  ASSERT_GE(f.tx.size(), 1u);
+  for (const packet& p : f.tx) EXPECT_LE(p.gso_size ? p.gso_size : p.payload(), 1460u);
+}
+TEST(retransmit, T15_newreno_without_sack) {
+  tcp_fixture f(1500, NETIF_F_IP_CSUM);
+  f.make();
+  f.sk->params.sack = false;
+  tcp_connect(f.n, f.sk, f.t);
+  f.iss = f.tx[0].th().seq;
+  f.segment(0, 1, TCPHDR_SYN | ACK, "", 60000, f.syn_opts());
+  f.tx.clear();
+  f.segment(1, 1, ACK);          // the first segment after the SYN counts as a window update
+  f.send(text(7300));
+  for (int i = 0; i < 2; ++i) f.segment(1, 1, ACK);
+  EXPECT_EQ(f.tx.size(), 5u);
+  f.segment(1, 1, ACK);          // the third duplicate (RFC 5681 3.2)
+  ASSERT_EQ(f.tx.size(), 6u);
+  EXPECT_EQ(f.seq(5), 1u);
+  f.segment(1, 2921, ACK);       // partial: the next hole goes at once (RFC 6582)
+  ASSERT_EQ(f.tx.size(), 7u);
+  EXPECT_EQ(f.seq(6), 2921u);
+}
+TEST(retransmit, limited_transmit_sends_new_data_on_duplicates) {
+  tcp_fixture f(1500, NETIF_F_IP_CSUM);
+  f.establish();
+  f.send(text(30000));
+  ASSERT_EQ(f.tx.size(), 10u);
+  f.segment(1, 1, ACK, "", 60000, f.sack(1461, 2921));   // RFC 3042
+  ASSERT_EQ(f.tx.size(), 11u);
+  EXPECT_EQ(f.seq(10), 14601u);
+}
+TEST(retransmit, timestamps_undo_a_spurious_timeout) {
+  tcp_fixture f(1500, NETIF_F_IP_CSUM);
+  f.ts = true;
+  f.establish();
+  f.send(text(4000));
+  const uint32_t before_ms = static_cast<uint32_t>(f.n.now / msec_ns) + f.sk->tsoffset, cwnd = f.sk->snd_cwnd;
+  f.advance(800 * msec_ns);
+  EXPECT_EQ(f.sk->ca_state, TCP_CA_Loss);
+  f.segment(1, 1449, ACK, "", 60000, f.timestamp(101, before_ms));   // it answers the original (RFC 3522)
+  EXPECT_EQ(f.sk->ca_state, TCP_CA_Open);
+  EXPECT_GE(f.sk->snd_cwnd, cwnd);
+}
+TEST(send, no_memory_is_reported_and_nothing_is_lost) {
+  tcp_fixture f;
+  f.establish();
+  std::vector<sk_buff*> hog;
+  while (sk_buff* s = f.n.skbs.alloc()) hog.push_back(s);
+  EXPECT_EQ(f.send("x"), -ENOBUFS);
+  EXPECT_TRUE(f.sk->sk_write_queue.empty());
+  for (sk_buff* s : hog) f.n.skbs.free(s);
+  EXPECT_EQ(f.send("x"), 1);
+  EXPECT_EQ(f.tx.size(), 1u);
+}
+TEST(close, fin_waits_for_memory) {
+  tcp_fixture f;
+  f.establish();
+  std::vector<sk_buff*> hog;
+  while (sk_buff* s = f.n.skbs.alloc()) hog.push_back(s);
+  tcp_shutdown_write(f.n, f.sk);
+  EXPECT_EQ(f.tx.size(), 0u);
+  for (sk_buff* s : hog) f.n.skbs.free(s);
+  f.advance(2 * sec_ns);
+  ASSERT_GE(f.tx.size(), 1u);
+  EXPECT_EQ(f.flags(0) & FIN, FIN);
+}
+
 }  // namespace icepath
