@@ -15,6 +15,8 @@
 
 namespace icepath {
 
+thread_local volatile uint32_t signals_seen = 0, signals_breaking = 0;
+
 namespace {
 struct fake : socket {};
 fake pool[2048];
