@@ -123,7 +123,7 @@ struct tcp_sock : sock_common {
   nsec rtt_min_stamp = 0;
   nsec rto = sec_ns;
   uint8_t backoff = 0, retransmits = 0, probes_out = 0, syn_retries = 0, icsk_pending = 0;
-  nsec retrans_stamp = 0, probes_tstamp = 0, lsndtime = 0, rcv_tstamp = 0;
+  nsec rto_stamp = 0, retrans_stamp = 0, probes_tstamp = 0, lsndtime = 0, rcv_tstamp = 0;
 
   // Congestion (RFC 5681, 6675, 6937, 9438).
   const tcp_congestion_ops* ca_ops = nullptr;

@@ -36,7 +36,7 @@ bool alive(const tcp_sock* sk) { return !sk->freed && sk->state != TCP_CLOSE && 
 // RFC 1122 4.2.3.5 R2, as time: the user's timeout, or what `boundary` doublings of the RTO add up to.
 bool retransmits_timed_out(const tcp_sock* sk, unsigned boundary) {
   if (!sk->retransmits) return false;
-  const nsec start = sk->retrans_stamp ? sk->retrans_stamp : (sk->tcp_rtx_queue.first ? sk->tcp_rtx_queue.first->tstamp : 0);
+  const nsec start = sk->rto_stamp;
   nsec timeout = nsec{sk->user_timeout_ms} * msec_ns;
   if (!timeout) {
     const nsec base = tcp_in_state(sk, tcpf(TCP_SYN_SENT) | tcpf(TCP_SYN_RECV)) ? sk->params.rto_init : sk->params.rto_min;
@@ -80,7 +80,10 @@ void retransmit_timer_fn(net& n, tcp_sock* sk) {
   } else {
     net_stat(n, &mib::TcpExtTCPTimeouts);
     if (write_timeout(n, sk)) return;
-    if (sk->retransmits == 0) ++sk->total_rto;
+    if (sk->retransmits == 0) {   // the clock of R2 begins with the segment that got no answer, and anew after every progress
+      ++sk->total_rto;
+      sk->rto_stamp = head->tstamp;
+    }
     tcp_enter_loss(sk);
     if (sk->retransmits < 255) ++sk->retransmits;
     if (tcp_retransmit_skb(n, sk, sk->tcp_rtx_queue.first, 1) < 0) {

@@ -19,6 +19,8 @@ struct app {
   uint32_t max_write = 0, max_read = 0;
   nsec wake = 0, pause_max = 0;
   bool more = false, shut = false, eof = false, closed = false, use_more = false;
+  uint64_t leave_at = ~0ull;   // bytes read after which the application goes away without a word
+  bool left = false;
   int error = 0;
 };
 
@@ -135,6 +137,12 @@ struct world {
         if (buf[static_cast<size_t>(j)] != stream_byte(seed, 1 - p.dir, p.got + static_cast<uint64_t>(j))) { fail("wrong byte"); return; }
       p.got += static_cast<uint64_t>(k);
     }
+    if (!p.error && p.got >= p.leave_at && p.sk->state != TCP_LISTEN) {
+      p.left = p.closed = true;
+      if (p.leave_at & 1) tcp_abort(n, p.sk), tcp_sk_free(n, p.sk);
+      else tcp_close(n, p.sk);
+      return;
+    }
     if (p.error) {
       tcp_close(n, p.sk);
       p.closed = true;
@@ -172,6 +180,7 @@ struct world {
       if (p.to_send > 100000) p.max_write += 5000, p.max_read += 5000;
       p.pause_max = r.chance(0.4) ? 1 + r.below(30 * msec_ns) : 1;
       p.use_more = r.chance(0.2);
+      if (r.chance(0.05)) p.leave_at = r.below(30000);
     }
     const four_tuple t = tuple_ab();
     for (unsigned i = 0; i < 2; ++i) {
@@ -222,7 +231,7 @@ struct world {
       }
       if (next == ~nsec{0}) {
         // An orphan that gave up after its retries (RFC 1122 4.2.3.5) leaves a peer without keepalive waiting: right, not stuck.
-        if (done || (loss > 0.05 && h[0]->stats.TcpExtTCPAbortOnTimeout + h[1]->stats.TcpExtTCPAbortOnTimeout > 0)) {
+        if (done || a[0].left || a[1].left || (loss > 0.05 && h[0]->stats.TcpExtTCPAbortOnTimeout + h[1]->stats.TcpExtTCPAbortOnTimeout > 0)) {
           for (app& p : a)
             if (!p.closed && p.sk) p.error = ETIMEDOUT, tcp_sk_free(p.h->n, p.sk), p.closed = true;
           break;
@@ -250,6 +259,7 @@ struct world {
       if (failure) break;
       // With a timeout-free link every byte must be there; an abort by timeout is only excused on a very bad one.
       const app& q = a[1 - p.dir];
+      if (a[0].left || a[1].left) break;
       if (p.error && loss < 0.05) { fail("error on a usable link"); break; }
       if (!p.error && !q.error && (p.got != q.to_send || !p.eof)) fail("bytes missing");
     }
