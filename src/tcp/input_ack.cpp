@@ -202,7 +202,10 @@ static uint32_t tcp_clean_rtx_queue(net& n, tcp_sock* sk, uint32_t prior_fack, c
   if (sk->ca_ops->pkts_acked && pkts_acked) sk->ca_ops->pkts_acked(sk, pkts_acked, ca_rtt >= 0 ? ca_rtt : st.sack_rtt_us);
   if (flag & FLAG_ACKED) {
     flag |= FLAG_SET_XMIT_TIMER;
-    if (sk->backoff && rtt < 0) sk->backoff = 0;
+    if (sk->backoff && rtt < 0) {   // progress, though of retransmitted data: the backed-off value must not outlive the trouble
+      sk->backoff = 0;
+      if (sk->srtt_us) tcp_set_rto(sk);
+    }
     if (!sk->sack_ok) {
       tcp_remove_reno_sacks(sk, pkts_acked, false);
     } else if (have_reord && before(reord, prior_fack)) {

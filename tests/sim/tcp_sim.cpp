@@ -263,6 +263,7 @@ struct world {
       if (p.error && loss < 0.05) { fail("error on a usable link"); break; }
       if (!p.error && !q.error && (p.got != q.to_send || !p.eof)) fail("bytes missing");
     }
+    if (failure && verbose) std::printf("at %.6f loss %.3f timeouts %llu %llu\n", static_cast<double>(now - 1000 * sec_ns) * 1e-9, loss, (unsigned long long)h[0]->stats.TcpExtTCPAbortOnTimeout.load(), (unsigned long long)h[1]->stats.TcpExtTCPAbortOnTimeout.load());
     if (failure && verbose)
       for (const app& p : a)
         if (p.sk)
