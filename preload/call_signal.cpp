@@ -6,6 +6,7 @@
 // What the program asks about its action is what it has set. Async-signal-safe, as sigaction is: a record is written before the pointer to it
 // is published; records of one signal rotate, so one that is being read is not rewritten until seven changes later.
 #include <signal.h>
+#include "base/sig_gate.hpp"
 #include "base/usercopy.hpp"
 #include "export.hpp"
 #include "sock/wait.hpp"
@@ -25,7 +26,7 @@ inline bool real_handler(const struct sigaction& a) { return a.sa_handler != SIG
 
 void trampoline(int sig, siginfo_t* info, void* ctx) {
   const record* const r = current[sig].load(std::memory_order_acquire);
-  if (!r) return;
+  if (!r || sig_gate_keep(sig, info)) return;
   signals_seen = signals_seen + 1;
   if (!(r->act.sa_flags & SA_RESTART)) signals_breaking = signals_breaking + 1;
   if (r->act.sa_flags & SA_SIGINFO) r->act.sa_sigaction(sig, info, ctx);

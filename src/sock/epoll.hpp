@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 #include <new>
 #include "base/clock.hpp"
+#include "base/sig_gate.hpp"
 #include "libc.hpp"
 #include "sock/kready.hpp"
 #include "sock/mux.hpp"
@@ -46,16 +47,8 @@ class self_lock {
   std::atomic<char*> owner_{nullptr};  // release in unlock pairs with acquire in lock
 };
 
-// All signals blocked for the life of the object: sections that hold socket::wait_lock.
-class no_signals {
- public:
-  no_signals() { sigset_t all; sigfillset(&all); pthread_sigmask(SIG_SETMASK, &all, &old_); }
-  ~no_signals() { pthread_sigmask(SIG_SETMASK, &old_, nullptr); }
-  no_signals(const no_signals&) = delete;
-
- private:
-  sigset_t old_;
-};
+// No handler of the program runs for the life of the object: sections that hold socket::wait_lock.
+using no_signals = closed_gate;
 
 // Type-stable objects: made in chunks that are never unmapped, kept on a lock-free free list (index and tag in one word against ABA).
 // Any thread and any signal handler. get() returns nullptr when memory or chunks are used up.

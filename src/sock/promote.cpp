@@ -112,6 +112,7 @@ tcp_sock* make_sock(lane* l, uint16_t txq, const uint8_t mac[6]) {
   sk->params.rto_init = 2 * msec_ns;
   sk->params.timewait_len = 0;
   sk->params.retries2 = 255;
+  sk->params.early_retrans = false;      // a peer that lost the processor is no loss
   sk->params.syn_retries = 6;
   sk->params.rcvbuf = 2u << 20;
   sk->params.sndbuf = 1u << 20;

@@ -52,7 +52,7 @@ bool attempt(call& c) {
   } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
   } else {
-    st->net.now = clock_now();
+    st->net.now = st->clock.now();
     for (;;) {
       ssize_t r;
       if (c.rx) r = lane_recv(l, c.no_buffer ? nullptr : &c.m, c.want - c.done, c.flags);

@@ -8,6 +8,7 @@
 #include <netinet/in.h>
 
 #include "base/clock.hpp"
+#include "base/sig_gate.hpp"
 #include "base/config.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
@@ -186,12 +187,14 @@ void lane_fd_gone(file* f, int fd) {
 void sock_on_setfl(socket* s, int flags) { s->nonblock.store((flags & O_NONBLOCK) != 0, std::memory_order_relaxed); }
 
 void sock_add_waiter(socket* s, wait_entry* w) {
+  const closed_gate no_handlers;
   while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
   s->waiters.push_back(w->node);
   s->wait_lock.store(0, std::memory_order_release);
 }
 
 void sock_del_waiter(socket* s, wait_entry* w) {
+  const closed_gate no_handlers;
   while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
   w->node.unlink();
   s->wait_lock.store(0, std::memory_order_release);
@@ -199,6 +202,7 @@ void sock_del_waiter(socket* s, wait_entry* w) {
 
 void sock_wake(socket* s, uint32_t mask) {
   if (s->waiters.empty()) return;  // a waiter that is being added looks at readiness afterwards
+  const closed_gate no_handlers;
   while (s->wait_lock.exchange(1, std::memory_order_acquire)) __builtin_ia32_pause();
   for (list_node* n = s->waiters.next; n != &s->waiters;) {
     list_node* nx = n->next;

@@ -10,6 +10,7 @@
 #include <new>
 
 #include "base/clock.hpp"
+#include "base/sig_gate.hpp"
 #include "base/siphash.hpp"
 #include "e810/local_port.hpp"
 #include "neigh/neighbour.hpp"
@@ -129,8 +130,12 @@ void stacks_forget() {
 bool stack_enter(stack* s) {
   const uint32_t me = tid();
   uint32_t v = 0;
+  sig_gate_close();
   if (ICEPATH_LIKELY(s->owner.compare_exchange_strong(v, me, std::memory_order_acquire))) return true;
-  if ((v & ~contended) == me) return false;  // a signal handler over the owner
+  if ((v & ~contended) == me) {  // a signal handler over the owner
+    sig_gate_open();
+    return false;
+  }
   s->want.fetch_add(1, std::memory_order_relaxed);
   for (unsigned spin = 0;; ++spin) {
     v = s->owner.load(std::memory_order_relaxed);
@@ -149,7 +154,11 @@ bool stack_enter(stack* s) {
 
 bool stack_try_enter(stack* s) {
   uint32_t v = 0;
-  return s->owner.compare_exchange_strong(v, tid(), std::memory_order_acquire);
+  sig_gate_close();
+  if (ICEPATH_LIKELY(s->owner.load(std::memory_order_relaxed) == 0 && s->owner.compare_exchange_strong(v, tid(), std::memory_order_acquire)))
+    return true;
+  sig_gate_open();
+  return false;
 }
 
 void stack_leave(stack* s) {
@@ -157,6 +166,7 @@ void stack_leave(stack* s) {
     if (ICEPATH_UNLIKELY(s->backlog.load(std::memory_order_relaxed) != nullptr)) run_backlog(s);
     if (s->owner.exchange(0, std::memory_order_seq_cst) & contended) futex_wake(&s->owner);
     // An item pushed after run_backlog by somebody who saw us inside: seq_cst pairs with stack_defer.
+    sig_gate_open();
     if (ICEPATH_LIKELY(s->backlog.load(std::memory_order_seq_cst) == nullptr)) return;
     if (!stack_try_enter(s)) return;  // the new owner runs it at its leave
   }
@@ -171,7 +181,7 @@ void stack_defer(stack* s, backlog_item* it) {
 
 bool stack_poll_inside(stack* s) {
   net& n = s->net;
-  n.now = clock_now();
+  n.now = s->clock.now();
   s->last_poll.store(n.now, std::memory_order_relaxed);
   if (ICEPATH_UNLIKELY(s->helper_armed.load(std::memory_order_relaxed)) && !stack_is_helper_thread()) {
     s->helper_armed.store(false, std::memory_order_relaxed);

@@ -1,8 +1,8 @@
 // A stack: one thread's TCP/IP instance (DESIGN section 4): struct net, a local port, timers, counters.
 //
 // Owner word: a stack is used only between stack_enter and stack_leave. Uncontended: one CAS. The word holds the owner's
-// thread id, so that a signal handler that interrupts the owner sees that it must not wait (stack_enter returns false:
-// hand the work to the backlog). At leave, the backlog (lock-free, Boost.Lockfree) is run; an item pushed while somebody owns the word
+// thread id. Inside, the signal gate (base/sig_gate.hpp) is closed: handlers of the program run after the leave. A handler the gate does not
+// hold back (set before the library was active) sees that it must not wait: stack_enter returns false, hand the work to the backlog. At leave, the backlog (lock-free, Boost.Lockfree) is run; an item pushed while somebody owns the word
 // is never stranded: the pusher re-checks the word after pushing.
 //
 // Who polls: the thread that is in a call on one of the stack's sockets (stack_poll); when it stays away for a short silence while
@@ -11,6 +11,7 @@
 // stack_kick makes that fd readable.
 #pragma once
 #include <atomic>
+#include "base/clock.hpp"
 #include "base/list.hpp"
 #include "net/net.hpp"
 
@@ -36,6 +37,7 @@ struct stack {
   std::atomic<bool> helper_armed{false};              // that somebody is the helper thread
   std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
+  tsc_clock clock;                                    // inside only
   list_head lane_work;                                // lanes that something happened to (src/sock/lane.cpp), run at the end of a poll
   void (*lane_work_fn)(stack*) = nullptr;
 };
