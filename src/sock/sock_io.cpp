@@ -7,6 +7,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/sig_gate.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/proc.hpp"
@@ -37,14 +38,9 @@ user_msg view(const iovec* iov, size_t n) {
   return m;
 }
 
-// As far as it goes without waiting. True: c.result is the call's.
-bool attempt(call& c) {
+// As far as it goes without waiting, inside st. True: c.result is the call's.
+bool attempt_inside(call& c, stack* st) {
   socket* s = c.s;
-  stack* st = s->st;
-  if (!st || !stack_enter(st)) {
-    c.result = st ? -EAGAIN : not_fast;  // a signal handler over the owner of the stack: nothing can be done now
-    return true;
-  }
   bool end = true;
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s)) {
@@ -81,8 +77,36 @@ bool attempt(call& c) {
     if (l->s == s) lane_publish(l);
     st->last_poll.store(st->net.now, std::memory_order_relaxed);
   }
+  return end;
+}
+
+bool attempt(call& c) {
+  stack* st = c.s->st;
+  if (!st || !stack_enter(st)) {
+    c.result = st ? -EAGAIN : not_fast;  // a signal handler over the owner of the stack: nothing can be done now
+    return true;
+  }
+  const bool end = attempt_inside(c, st);
   stack_leave(st);
   return end;
+}
+
+// The usual end of a blocking call: the answer is microseconds away. Polls the one stack that matters and tries again without leaving it, until the
+// budget is used up, somebody else wants the stack, or a signal is pending.
+bool spin(call& c) {
+  stack* st = c.s->st;
+  const nsec budget = wait_spin_budget();
+  if (!budget || !st || !stack_try_enter(st)) return false;
+  const uint64_t t0 = cycles(), end = ns_to_cycles(budget < 15 * usec_ns ? budget : 15 * usec_ns);
+  bool done = false;
+  while (!sig_gate.pending && st->want.load(std::memory_order_relaxed) == 0) {
+    if (stack_poll_inside(st) && (done = attempt_inside(c, st))) break;
+    if (cycles() - t0 > end) break;
+    cpu_relax();
+  }
+  stack_leave(st);
+  wait_spun(done);
+  return done;
 }
 
 int check(void* ctx) { return attempt(*static_cast<call*>(ctx)) ? 1 : 0; }
@@ -95,7 +119,7 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
     if (stack* st = c.s->st; st && stack_poll(st) && attempt(c)) return c.result;
     return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
   }
-  if (attempt(c)) return c.result;
+  if (attempt(c) || (timeo == ~nsec{0} && spin(c))) return c.result;
   wait_plan p;
   p.check = check;
   p.ctx = &c;

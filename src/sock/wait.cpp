@@ -102,6 +102,11 @@ int sleep_once(const wait_plan& p, waiter* w, nsec timeout) {
 
 }  // namespace
 
+nsec wait_spin_budget() { return budget_now(); }
+void wait_spun(bool paid) {
+  if (paid) learn(0, false);
+}
+
 waiter* this_waiter() {
   if (ICEPATH_LIKELY(mine != nullptr)) return mine;
   while (lock.exchange(1, std::memory_order_acquire)) cpu_relax();
@@ -152,9 +157,11 @@ int wait_until(const wait_plan& p) {
   int r;
   if ((r = p.check(p.ctx)) > 0) return r;
   const uint64_t began = cycles();
+  bool first = true;
   for (;;) {
     // Spin.
-    const nsec budget = budget_now();
+    const nsec budget = first && p.spun ? 0 : budget_now();
+    first = false;
     bool preempted = false;
     if (budget) {
       const uint64_t t0 = cycles(), per_us = cycles_per_2_20_ns() / 1048, end = budget * per_us / 1000;

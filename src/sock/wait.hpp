@@ -55,8 +55,13 @@ struct wait_plan {
   void* ctx = nullptr;
   nsec deadline = ~nsec{0};           // absolute
   const sigset_t* mask = nullptr;     // for the sleep, as ppoll
+  bool spun = false;                  // the caller has spun already: the first round sleeps
   bool restart = false;               // the call goes on after a handler with SA_RESTART (recv, send without a timeout)
 };
+// The budget of the calling thread's next spin (0: do not), and what came of a spin that a caller did by itself.
+nsec wait_spin_budget();
+void wait_spun(bool paid);
+
 // check's or check_kernel's value, 0 at the deadline, -EINTR when a signal handler ran.
 int wait_until(const wait_plan& p);
 

@@ -37,6 +37,8 @@ struct stack {
   std::atomic<bool> helper_armed{false};              // that somebody is the helper thread
   std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
+  nsec timers_due = 0;                                // timers are looked at from then on
+  uint32_t busy_rounds = 0;
   tsc_clock clock;                                    // inside only
   list_head lane_work;                                // lanes that something happened to (src/sock/lane.cpp), run at the end of a poll
   void (*lane_work_fn)(stack*) = nullptr;
