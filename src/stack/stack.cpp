@@ -200,9 +200,8 @@ bool stack_poll_inside(stack* s) {
     if (k > 0) did = true;
     if (k < 32) break;
   }
-  // A packet for the application first; what the other direction left behind is cleaned in the next idle round, at the latest in the eighth.
+  if (n.dev->clean_tx(64) > 0) { did = true; tcp_tsq_run(n); }
   if (!did || (++s->busy_rounds & 7) == 0) {
-    if (n.dev->clean_tx(64) > 0) { did = true; tcp_tsq_run(n); }
     if (n.now >= s->timers_due) {
       if (n.timers.armed() && n.timers.run(n.now) > 0) did = true;
       s->timers_due = n.now + 32 * usec_ns;   // half a tick of the wheel
