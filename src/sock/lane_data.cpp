@@ -1,6 +1,9 @@
 // Bytes over the lanes: send, receive and readiness of a promoted socket. Under the owner word of lane::st; never blocks. See lane.hpp.
 #include <errno.h>
+#include <limits.h>
+#include <linux/sockios.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 
 #include <cstdlib>
 
@@ -14,11 +17,11 @@ namespace {
 
 // The part of m that is left, as an iovec array for the kernel, at most `max` bytes.
 struct kernel_view {
-  iovec v[64];
+  iovec v[IOV_MAX];
   msghdr h{};
   kernel_view(const user_msg& m, size_t max) {
     size_t n = 0, off = m.iov_off;
-    for (size_t i = 0; i < m.iovcnt && n < 64 && max; ++i, off = 0) {
+    for (size_t i = 0; i < m.iovcnt && n < IOV_MAX && max; ++i, off = 0) {
       const size_t len = m.iov[i].iov_len - off;
       if (len == 0) continue;
       v[n].iov_base = static_cast<char*>(m.iov[i].iov_base) + off;
@@ -54,8 +57,37 @@ bool skip_surplus(lane* l) {
       return true;
     }
     l->k_skip -= static_cast<size_t>(r);
+    l->s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
   }
   return true;
+}
+
+// SO_RCVLOWAT counts what is unread in both lanes. Where the kernel lane is the one that is asked whether enough is there, it gets the rest to wait
+// for; where it brings only a header, it must tell of that.
+void set_kernel_lowat(lane* l) {
+  const uint32_t want = l->s->rcvlowat;
+  if (ICEPATH_LIKELY(want <= 1 && l->k_lowat == 0)) return;
+  uint32_t v = want;
+  if (l->rx != rx_lane::kernel) {
+    const uint64_t have = lane_unread(l);
+    v = (l->rx == rx_lane::fast && l->rx_f == ~0ull) || have >= want ? 1 : want - static_cast<uint32_t>(have);
+  }
+  if (v == (l->k_lowat ? l->k_lowat : want)) return;
+  const int i = static_cast<int>(v);
+  if (real::setsockopt(l->fd, SOL_SOCKET, SO_RCVLOWAT, &i, sizeof i) == 0) l->k_lowat = v == want ? 0 : v;
+}
+
+// MSG_PEEK goes on in the next lane when this one's part is seen whole. Bytes, 0 when there are none.
+size_t peek_kernel(lane* l, user_msg* m, size_t max, int flags) {
+  if (!skip_surplus(l) || lane_at_mark(l)) return 0;
+  ssize_t r;
+  if (m) {
+    kernel_view k(*m, max);
+    r = real::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+  } else {
+    r = real::recv(l->fd, nullptr, max, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+  }
+  return r > 0 ? static_cast<size_t>(r) : 0;
 }
 
 // Receive direction: move to the next lane when this one has given what it had to give.
@@ -68,6 +100,9 @@ void settle(lane* l) {
   if (l->rx == rx_lane::fast && l->kernel_event && l->rx_f == ~0ull) lane_kernel_input(l);
   if (l->rx == rx_lane::fast && l->rx_f == l->f_rx) {
     l->rx = rx_lane::kernel;
+    skip_surplus(l);
+    set_kernel_lowat(l);
+    if (l->rd_shut) real::shutdown(l->fd, SHUT_RD);
   }
   if (l->rx != was) { epoll_sync(l->s); lane_note(l); }
 }
@@ -80,10 +115,20 @@ uint64_t lane_unread(const lane* l) {
   return l->rx_hdr_seen ? q : 0;
 }
 
+bool lane_at_mark(const lane* l) {
+  int at = 0;
+  return l->rx != rx_lane::fast && real::ioctl(l->fd, SIOCATMARK, &at) == 0 && at;
+}
+
 size_t lane_outq(const lane* l) { return l->sk ? tcp_outq(l->sk) : 0; }
 
 ssize_t lane_send(lane* l, user_msg& m, int flags) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->held != lane_held::none || l->tail)) {   // our bytes wait (handback.cpp)
+    if (l->held != lane_held::writing && l->held != lane_held::none) return -EAGAIN;
+    if (!lane_flush_tail(l)) return -EAGAIN;
+  }
+  if (ICEPATH_UNLIKELY((flags & MSG_OOB) && l->tx == tx_lane::fast) && !lane_tx_to_kernel(l)) return -EAGAIN;
   if (ICEPATH_LIKELY(l->tx == tx_lane::fast)) {
     const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
     if (ICEPATH_LIKELY(r > 0)) {
@@ -96,6 +141,11 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
     lane_advance(l);
     if (!l->s || l->tx == tx_lane::fast) return r;
   }
+  if (l->pending_err) {  // whoever asks first gets it
+    const int e = l->pending_err;
+    l->pending_err = 0;
+    return -e;
+  }
   if (l->out_len && !lane_tx_to_kernel(l)) return -EAGAIN;
   kernel_view k(m, m.count);
   const ssize_t r = real::sendmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
@@ -107,6 +157,7 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
 
 ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->back != lane_back::none)) return -EAGAIN;   // what there is belongs to the kernel lane soon
   for (;;) {
     settle(l);
     if (ICEPATH_LIKELY(l->rx == rx_lane::fast)) {
@@ -114,11 +165,12 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
       const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max < left ? max : left, flags & (MSG_PEEK | MSG_TRUNC));
       if (ICEPATH_LIKELY(r > 0)) {
         if (!(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
+        else if (static_cast<uint64_t>(r) == left && left < max) return r + static_cast<ssize_t>(peek_kernel(l, m, max - left, flags));
         return r;
       }
       if (r == -EFAULT) return r;
       if (r == -EAGAIN) {
-        if (!l->kernel_event) return l->rd_shut ? 0 : -EAGAIN;
+        if (!l->kernel_event || l->rx_f != ~0ull) return l->rd_shut ? 0 : -EAGAIN;  // with rx_f known the rest is still on the ring
         continue;
       }
       // End or reset of the fast connection: the kernel lane knows what it means.
@@ -155,6 +207,11 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
       if (l->rx == rx_lane::draining) settle(l);
     }
     if (m && !(flags & MSG_TRUNC)) advance(*m, static_cast<size_t>(r));
+    if ((flags & MSG_PEEK) && r > 0 && static_cast<size_t>(r) < max && l->rx == rx_lane::draining && static_cast<size_t>(r) == limit && lane_unread(l)) {
+      const uint64_t rest = max - limit, left = l->rx_f - l->f_rx;
+      const ssize_t more = tcp_recvmsg(l->st->net, l->sk, m, rest < left ? rest : left, flags & (MSG_PEEK | MSG_TRUNC));
+      if (more > 0) r += more;
+    }
     return r;
   }
 }
@@ -162,19 +219,24 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
 void lane_publish(lane* l) {
   socket* s = l->s;
   uint32_t ready = 0, kernel = 0;
-  if (l->tx == tx_lane::kernel) kernel |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
-  if (l->rx != rx_lane::fast) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI | EPOLLHUP | EPOLLERR | EPOLLRDBAND;
+  set_kernel_lowat(l);
+  if (l->tx == tx_lane::kernel && l->held == lane_held::none && !l->tail) kernel |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
+  if (l->rx != rx_lane::fast && l->back == lane_back::none) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLPRI | EPOLLHUP | EPOLLERR | EPOLLRDBAND;
   if (l->sk) {
     const uint32_t p = tcp_poll(l->sk);
-    if (l->tx == tx_lane::fast) {
+    if (l->tx == tx_lane::fast && l->held == lane_held::none) {
       ready |= p & (EPOLLOUT | EPOLLWRNORM);
       if (!(p & EPOLLOUT)) l->sk->sock_nospace = true;  // as the kernel's poll does: write_space is owed
     }
-    if (l->rx == rx_lane::fast) {
+    if (l->rx == rx_lane::fast && l->back == lane_back::none) {
       const uint64_t have = lane_unread(l);
-      if (have >= s->rcvlowat || (have && l->rx_f != ~0ull)) ready |= EPOLLIN | EPOLLRDNORM;
+      if (have >= s->rcvlowat) ready |= EPOLLIN | EPOLLRDNORM;
+      if (l->rx_f != ~0ull) {  // what comes after the rest of the fast stream is in the kernel lane already
+        kernel |= EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
+        if (have < s->rcvlowat) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDBAND;
+      }
       if (l->rd_shut) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
-      if (l->rx_f == l->f_rx || l->kernel_event) ready |= EPOLLIN | EPOLLRDNORM;  // the next look moves to the kernel lane
+      if (l->peer_gone) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLHUP | (l->pending_err ? EPOLLERR : 0u);
     }
   }
   if (l->pending_err && l->rx == rx_lane::kernel) ready |= EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
