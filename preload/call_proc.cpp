@@ -26,6 +26,12 @@ extern "C" [[gnu::visibility("hidden"), gnu::used]] void icepath_before_vfork() 
 namespace {
 
 void before_exec() { icepath_before_vfork(); }
+void before_replacing() {
+  if (!active() || icepath_in_vfork) return;
+  const kept_errno e;
+  sock_before_exec(true);
+  e.restore();
+}
 
 struct clone_call {
   int (*fn)(void*);
@@ -104,24 +110,24 @@ ICEPATH_EXPORT int daemon(int nochdir, int noclose) noexcept {
 }
 
 ICEPATH_EXPORT int execve(const char* path, char* const* argv, char* const* env) noexcept {
-  before_exec();
+  before_replacing();
   return next::execve(path, argv, env);
 }
 ICEPATH_EXPORT int execv(const char* path, char* const* argv) noexcept { return execve(path, argv, environ); }
 ICEPATH_EXPORT int execvp(const char* file, char* const* argv) noexcept {
-  before_exec();
+  before_replacing();
   return next::execvp(file, argv);
 }
 ICEPATH_EXPORT int execvpe(const char* file, char* const* argv, char* const* env) noexcept {
-  before_exec();
+  before_replacing();
   return next::execvpe(file, argv, env);
 }
 ICEPATH_EXPORT int fexecve(int fd, char* const* argv, char* const* env) noexcept {
-  before_exec();
+  before_replacing();
   return next::fexecve(fd, argv, env);
 }
 ICEPATH_EXPORT int execveat(int dir, const char* path, char* const* argv, char* const* env, int flags) noexcept {
-  before_exec();
+  before_replacing();
   return next::execveat(dir, path, argv, env, flags);
 }
 

@@ -48,9 +48,25 @@ void drop_fast(lane* l) {
 
 }  // namespace
 
+// A peer that has not met our fast header reads the kernel lane without limit and would take a kernel header for data.
+bool lane_header_acked(const lane* l) { return l->sk && tcp_outq(l->sk) <= l->f_tx; }
+
+// The kernel header is written. The peer's helper thread will see it; a word on the ring makes that at once.
+void lane_tell_kernel(lane* l) {
+  if (!l->sk || l->peer_gone || l->phase != lane_phase::open || (tcpf(l->sk->state) & (tcpf(TCP_ESTABLISHED) | tcpf(TCP_CLOSE_WAIT))) == 0) return;
+  l->sk->lane_opt_tx |= LANE_OPT_KERNEL;
+  tcp_send_ack(l->st->net, l->sk);
+}
+
 bool lane_tx_to_kernel(lane* l) {
   if (l->out_len == 0) {
-    if (l->tx != tx_lane::fast) return true;
+    if (l->tx != tx_lane::fast) { l->tx_wanted = false; return true; }
+    if (!l->peer_gone && l->sk && l->sk->state != TCP_CLOSE && !lane_header_acked(l)) {
+      l->tx_wanted = true;
+      lane_note(l);
+      return false;
+    }
+    l->tx_wanted = false;
     const kernel_header h{kernel_magic, 0, l->f_tx};
     std::memcpy(l->out, &h, sizeof h);
     l->out_len = sizeof h;
@@ -63,25 +79,27 @@ bool lane_tx_to_kernel(lane* l) {
     const ssize_t r = real::send(l->fd, l->out + l->out_off, l->out_len - l->out_off, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (r < 0) {
       if (errno == EAGAIN || errno == EINTR) return false;
-      break;  // the kernel lane is dead: the next kernel call says so
+      if (errno != EPIPE && !l->pending_err) l->pending_err = errno;  // the kernel lane is dead, and has said why only to us
+      break;
     }
     l->out_off = static_cast<uint8_t>(l->out_off + r);
   }
   l->out_len = 0;
+  lane_tell_kernel(l);
   return true;
 }
 
 void lane_demote(lane* l, const char* why) {
   l->s->reason = why;
   l->want_kernel = true;
-  if (l->phase == lane_phase::published || l->phase == lane_phase::attaching || l->phase == lane_phase::opening) {
+  if (lane_may_give_up(l)) {
     lane_open_failed(l, why);
     return;
   }
   if (l->phase != lane_phase::open) return;
   lane_tx_to_kernel(l);
   if (l->sk && !(l->rx == rx_lane::kernel && l->rx_hdr_seen)) {
-    l->sk->lane_opt_tx = LANE_OPT_DEMOTE;
+    l->sk->lane_opt_tx |= LANE_OPT_DEMOTE;
     tcp_send_ack(l->st->net, l->sk);
   }
   lane_note(l);
@@ -89,13 +107,16 @@ void lane_demote(lane* l, const char* why) {
 
 void lane_finish_if_done(lane* l) {
   if (!l->sk) return;
-  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && (l->peer_gone || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
+  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
   if (l->phase == lane_phase::closing) {
-    if (!tx_done) { l->st->net.timers.arm(l->tm, l->st->net.now + closing_look); return; }
+    // A connection that a fork child may hold goes home in both directions.
+    const bool rx_home = l->peer_gone || (l->rx_hdr_seen && l->rx == rx_lane::kernel && l->f_rx == l->rx_f && !l->k_skip);
+    if (!tx_done || (l->s->shared.load(std::memory_order_relaxed) && !rx_home)) { l->st->net.timers.arm(l->tm, l->st->net.now + closing_look); return; }
     socket* s = l->s;
     stack* st = l->st;
     const int fd = l->fd;
     drop_fast(l);
+    if (s->shared.load(std::memory_order_relaxed)) sock_give_prefix(s);
     real::close(fd);
     process_fd_del_internal(fd);
     st->sockets.fetch_sub(1, std::memory_order_relaxed);
@@ -132,21 +153,29 @@ bool lane_close(lane* l, bool last_chance) {
   rendezvous_withdraw(l->token);
   l->token = 0;
   bool finished = true;
-  if ((l->phase == lane_phase::open || l->phase == lane_phase::closing) && l->sk) {
-    if (lane_unread(l) && l->rx == rx_lane::fast) {
+  const bool shared = l->s->shared.load(std::memory_order_relaxed);
+  if (shared && !last_chance && l->sk && !lane_may_give_up(l) && l->phase != lane_phase::closing && !l->peer_gone) {
+    finished = false;            // a fork child may go on with it: home it goes, in both directions
+  } else if (!last_chance && (lane_moving(l) || (l->tx == tx_lane::fast && l->phase == lane_phase::open && !l->peer_gone && !lane_header_acked(l)))) {
+    finished = false;
+  } else if ((l->phase == lane_phase::open || l->phase == lane_phase::closing) && l->sk) {
+    if (last_chance && l->tail) {
+      for (unsigned i = 0; i < 1000 && !lane_flush_tail(l); ++i) { pollfd p{l->fd, POLLOUT, 0}; real::poll(&p, 1, 10); }
+    }
+    if (!shared && lane_unread(l) && l->rx == rx_lane::fast) {
       // The kernel resets a connection that is closed with unread data (RFC 2525 section 2.17); our unread data is here.
       const linger lg{1, 0};
       real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
       l->tx = tx_lane::kernel;
     } else if (l->tx == tx_lane::fast && !l->peer_gone) {
-      const size_t left = lane_outq(l);
+      const size_t outq = lane_outq(l), left = outq < l->f_tx ? outq : static_cast<size_t>(l->f_tx);   // without the fast header
       bool moved = false;
       if (left <= 64 * 1024 || last_chance) {
         grow_sndbuf(l->fd, left);
         // Sent or not, what is not acknowledged goes by the kernel: the receiver drops what it has twice.
         kernel_header h{kernel_magic, 0, l->f_tx - left};
         auto* buf = static_cast<uint8_t*>(mem_alloc(sizeof h + left));
-        if (buf && tcp_peek_send_queue(n, l->sk, 0, buf + sizeof h, left) == left) {
+        if (buf && tcp_peek_send_queue(n, l->sk, static_cast<uint32_t>(outq - left), buf + sizeof h, left) == left) {
           std::memcpy(buf, &h, sizeof h);
           const size_t total = sizeof h + left;
           size_t off = 0;
@@ -179,10 +208,18 @@ bool lane_close(lane* l, bool last_chance) {
       if (l->watched) helper_unwatch(l->fd);
       l->watched = false;
       l->fd = hi;
-      if (lane_tx_to_kernel(l)) real::shutdown(hi, SHUT_WR);
-      l->phase = lane_phase::closing;
-      l->tm.fn = closing_timer;
-      n.timers.arm(l->tm, n.now + closing_look);
+      if (shared) {
+        if (l->phase == lane_phase::open) lane_handback(l, "closed by the parent");
+        else l->hand_back = true;
+      } else if (!lane_moving(l) && lane_tx_to_kernel(l)) {
+        real::shutdown(hi, SHUT_WR);
+      }
+      if (l->phase == lane_phase::open) l->phase = lane_phase::closing;
+      else l->closing = true;
+      if (l->phase == lane_phase::closing) {
+        l->tm.fn = closing_timer;
+        n.timers.arm(l->tm, n.now + (lane_moving(l) ? msec_ns : closing_look));
+      }
       lane_note(l);
       return false;
     }

@@ -167,9 +167,9 @@ bool kernel_maybe(epoll* ep, int epfd) {
   return true;
 }
 
-void poll_stacks(uint64_t stacks) {
+void poll_stacks(uint64_t stacks, bool last) {
   for (; stacks; stacks &= stacks - 1)
-    if (stack* const st = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(stacks)))) stack_poll(st);
+    if (stack* const st = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(stacks)))) last ? stack_look(st) : static_cast<void>(stack_poll(st));
 }
 
 // One look at both sides, no sleep.
@@ -310,7 +310,7 @@ int mux_epoll_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigse
       }
       continue;
     }
-    poll_stacks(stacks);
+    poll_stacks(stacks, timeout == 0);
     look(c);
     if (c.n || c.err || timeout == 0) return result_of(c);
     if (timed && deadline == ~nsec{0}) {

@@ -9,7 +9,9 @@
 
 #include <new>
 
+#include "base/alloc.hpp"
 #include "libc.hpp"
+#include "sock/proc.hpp"
 #include "sock/rows.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
@@ -53,7 +55,10 @@ void on_space(tcp_sock* sk) {
 void on_state(tcp_sock* sk) { if (lane* l = of(sk)) lane_note(l); }
 void on_option(tcp_sock* sk, uint8_t v) {
   lane* l = of(sk);
-  if (l && v == LANE_OPT_DEMOTE) lane_note(l);
+  if (!l) return;
+  l->opt_seen |= v;
+  if (v & LANE_OPT_KERNEL) l->kernel_event = true;
+  lane_note(l);
 }
 
 void send_fast_header(lane* l) {
@@ -99,6 +104,12 @@ void read_fast_header(lane* l) {
   tcp_send_ack(n, l->sk);
 }
 
+// Takes in what is on the rings until the fast stream has `want` bytes or nothing more comes.
+void receive_rest(lane* l, uint64_t want) {
+  for (unsigned i = 0; i < 1024 && l->f_rx + lane_unread(l) < want; ++i)
+    if (!stack_receive_inside(l->st)) return;
+}
+
 }  // namespace
 
 const tcp_ops lane_tcp_ops = {on_data, on_space, on_state, on_option};
@@ -140,6 +151,9 @@ void lane_free(lane* l) {
   l->work.unlink();
   lane_unmap(l);
   l->st->net.timers.cancel(l->tm);
+  mem_free(l->spool);
+  mem_free(l->tail);
+  l->spool = l->tail = nullptr;
   ++l->gen;
   l->s = nullptr;
   take();
@@ -162,6 +176,13 @@ lane* lane_by_key(uint64_t key) {
   return a ? &a[no % chunk] : nullptr;
 }
 
+void lanes_forget() {
+  for (auto& c : pool) c.store(nullptr, std::memory_order_relaxed);   // the parent's; what they point to is not ours to end
+  made = 0;
+  new (&free_lanes) list_head;
+  lock.store(0, std::memory_order_relaxed);
+}
+
 void lane_rebase(lane* l, int fd) {
   if (l->watched) helper_unwatch(l->fd);
   l->fd = fd;
@@ -170,6 +191,7 @@ void lane_rebase(lane* l, int fd) {
 
 bool lane_commit(lane* l) {
   socket* s = l->s;
+  if (promotion_paused()) return false;
   s->fast.store(true, std::memory_order_seq_cst);  // partner: the counters a plain call raises before it looks at `fast`
   if (s->rx_calls.load(std::memory_order_seq_cst) == 0 && s->tx_calls.load(std::memory_order_seq_cst) == 0) return true;
   s->fast.store(false, std::memory_order_seq_cst);
@@ -207,14 +229,22 @@ void lane_advance(lane* l) {
         s->reason = "promoted";
         mib_add(l->st->net.stats->SockPromoted);
         row_promoted(s);
-        l->watched = helper_watch(l->fd, lane_key(l));
+        l->watched = !l->closing && helper_watch(l->fd, lane_key(l));
         send_fast_header(l);
+        if (l->closing) l->phase = lane_phase::closing;
       }
     }
     if (l->phase == lane_phase::open || l->phase == lane_phase::closing) {
       if (!l->fatal) read_fast_header(l);
-      if (l->sk->lane_opt_rx == LANE_OPT_DEMOTE && l->tx == tx_lane::fast) lane_tx_to_kernel(l);
+      if (ICEPATH_UNLIKELY((l->opt_seen | l->sk->lane_opt_rx) || l->hand_back || lane_moving(l))) {
+        lane_handback_step(l);
+        if ((l->opt_seen & LANE_OPT_DEMOTE) && l->tx == tx_lane::fast && l->held == lane_held::none) lane_tx_to_kernel(l);
+      } else if (l->want_kernel && l->tx == tx_lane::fast && l->phase == lane_phase::open) {
+        lane_demote(l, s->reason);   // asked for while it was opening
+      }
       if (l->fatal || st == TCP_CLOSE) {
+        if (l->held != lane_held::writing) l->held = lane_held::none;
+        l->tx_wanted = false;
         // Reset on the ring. Normal when the peer finished after its kernel header; then that header is already in our kernel lane.
         l->kernel_event = true;
         lane_kernel_input(l);
@@ -244,11 +274,24 @@ void lane_advance(lane* l) {
 }
 
 void lane_kernel_input(lane* l) {
-  if (l->rx != rx_lane::fast || l->rx_f != ~0ull || !l->sk) return;
+  if (l->rx != rx_lane::fast || !l->sk || l->back == lane_back::returned) return;
+  if (l->rx_f != ~0ull) {
+    // The end of the fast stream is known. The rest is on the ring, or it will be; unless the peer died before it could send it.
+    if (l->f_rx + lane_unread(l) < l->rx_f && !region_alive(l->peer.process_slot, l->peer.process_cookie)) {
+      receive_rest(l, l->rx_f);
+      if (l->f_rx + lane_unread(l) < l->rx_f) {
+        l->rx_f = l->f_rx + lane_unread(l);
+        l->peer_gone = true;
+        l->pending_err = ECONNRESET;
+        mib_add(l->st->net.stats->SockLaneDead);
+      }
+    }
+    return;
+  }
   l->kernel_event = false;
   const ssize_t r = real::recv(l->fd, l->in + l->in_len, sizeof(l->in) - l->in_len, MSG_DONTWAIT);
   const int err = r < 0 ? errno : 0;
-  const uint64_t have = l->f_rx + lane_unread(l);
+  uint64_t have = l->f_rx + lane_unread(l);
   if (r > 0) {
     l->in_len = static_cast<uint8_t>(l->in_len + r);
     if (l->in_len < sizeof(kernel_header)) return;
@@ -268,11 +311,14 @@ void lane_kernel_input(lane* l) {
     l->peer_gone = true;
     real::shutdown(l->fd, SHUT_RDWR);
   } else if (r == 0 || (err != EAGAIN && err != EINTR)) {
-    // The peer ended without a header: it died, or its kernel lane was reset.
+    // The peer ended without a header: it died, or its kernel lane was reset. What it had put on the ring still counts.
+    uint64_t sent = ~0ull;
+    const bool known = row_peer_sent(l, &sent);
+    receive_rest(l, sent);
+    have = l->f_rx + lane_unread(l);
     l->rx_f = have;
     l->peer_gone = true;
-    uint64_t sent = 0;
-    const bool all = r == 0 && row_peer_sent(l, &sent) && sent == have;
+    const bool all = r == 0 && known && sent == have;
     l->pending_err = all ? 0 : (err ? err : ECONNRESET);
     mib_add(l->st->net.stats->SockLaneDead);
   } else {

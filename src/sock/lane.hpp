@@ -28,7 +28,11 @@ enum class lane_phase : uint8_t {
   closing,     // last fd closed; what is queued is still being delivered (orphan)
 };
 
-enum : uint8_t { LANE_OPT_DEMOTE = 1 };
+// Bits of the lane option. DEMOTE: move your sending direction to the kernel lane. KERNEL: my kernel header is in the kernel lane, look. The others:
+// handback.cpp.
+enum : uint8_t { LANE_OPT_DEMOTE = 1, LANE_OPT_RETURN = 2, LANE_OPT_FROZEN = 4, LANE_OPT_RETURNED = 8, LANE_OPT_CANNOT = 16, LANE_OPT_KERNEL = 32 };
+enum class lane_back : uint8_t { none, asked, returned };             // our receive direction goes home
+enum class lane_held : uint8_t { none, freezing, frozen, writing };   // our sending direction waits while the peer's goes home
 
 struct fast_header { uint32_t magic, row; uint64_t n; };
 struct kernel_header { uint32_t magic, flags; uint64_t f; };
@@ -52,11 +56,23 @@ struct lane {
   rx_lane rx = rx_lane::kernel;
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
   bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
+  bool hand_back = false;    // asked for before the fast connection was open
+  bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
+  bool closing = false;      // the last fd closed while it was opening
+  bool moved = false;        // what was not acknowledged has been moved to the kernel lane
+  lane_back back = lane_back::none;
+  lane_held held = lane_held::none;
+  uint8_t opt_seen = 0;      // every option bit the peer has sent
+  uint8_t* spool = nullptr;  // taken from both lanes, not yet returned
+  size_t spool_len = 0, spool_cap = 0;
+  uint8_t* tail = nullptr;   // goes into the kernel lane before anything else of ours
+  size_t tail_len = 0, tail_off = 0;
   uint8_t out[16] = {}, out_len = 0, out_off = 0;   // kernel header being written
   uint8_t in[16] = {}, in_len = 0;                  // kernel header being read
   uint64_t rx_n = 0;         // kernel bytes before the fast stream
   uint64_t rx_f = ~0ull;     // fast bytes before the kernel lane goes on; ~0 unknown
   uint64_t k_skip = 0;       // surplus bytes of the kernel lane to drop
+  uint32_t k_lowat = 0;      // SO_RCVLOWAT the kernel lane has now, 0: the program's
   uint64_t f_tx = 0, f_rx = 0;
   int pending_err = 0;       // positive errno, reported once after the last fast byte
   nsec since = 0;
@@ -76,6 +92,7 @@ tcp_sock* promote_syn(net& n, const four_tuple& t);  // a SYN for which TCP has 
 // ---- state machine (lane.cpp)
 lane* lane_alloc(socket* s, stack* st, int fd);
 void lane_free(lane* l);
+void lanes_forget();                                 // in a fork child
 lane* lane_by_key(uint64_t key);
 void lane_fd_gone(file* f, int fd);                  // fd is about to close, other descriptors of f remain
 void lane_rebase(lane* l, int fd);                   // the kernel lane goes by this number from now on
@@ -90,6 +107,7 @@ extern const tcp_ops lane_tcp_ops;
 // ---- data (lane_data.cpp): never block. Bytes, 0 (end of stream), -errno; -EAGAIN: wait for readiness
 ssize_t lane_send(lane* l, user_msg& m, int flags);
 ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags);
+bool lane_at_mark(const lane* l);                    // the next byte is the kernel lane's, and behind the urgent mark
 void lane_settle(lane* l);                           // receive direction: on to the next lane when this one has given all
 void lane_publish(lane* l);                          // readiness for sock_poll; after everything that may change it
 uint64_t lane_unread(const lane* l);                 // payload bytes in the fast receive queue
@@ -98,8 +116,20 @@ size_t lane_outq(const lane* l);
 // ---- demotion (demote.cpp)
 void lane_demote(lane* l, const char* why);          // both directions, soft: the process still reads what is queued
 bool lane_tx_to_kernel(lane* l);                     // our direction: false while the kernel header cannot be written
+void lane_tell_kernel(lane* l);                      // the peer should look at its kernel lane now
+bool lane_header_acked(const lane* l);               // the peer's TCP has our fast header: a kernel header cannot overtake it
 void lane_finish_if_done(lane* l);                   // both directions kernel, all acknowledged: the fast connection goes
 bool lane_close(lane* l, bool last_chance);          // last fd closes. True: lane is finished, close the fd. False: orphan, fd was dup'd
+
+// ---- hand-back (handback.cpp)
+void lane_handback(lane* l, const char* why);        // both directions; afterwards the raw descriptor gives what is unread. May free the lane
+void lane_handback_step(lane* l);                    // from lane_advance
+bool lane_flush_tail(lane* l);                       // false: the kernel lane has no room
+bool lane_moving(const lane* l);                     // some of this is under way
+bool lane_may_give_up(const lane* l);                // lane_open_failed is safe: the peer cannot have opened its end
+bool sock_give_prefix(socket* s);                    // to the fork child that asked
+void sock_take_prefix(socket* s, uint32_t slot, uint32_t serial);
+ssize_t sock_read_prefix(socket* s, const iovec* iov, size_t iovcnt, int flags);   // -EAGAIN: there is none
 void lanes_exit(stack* st);
 void lanes_for_each(stack* st, void (*fn)(lane*));   // inside
 

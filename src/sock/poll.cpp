@@ -167,7 +167,7 @@ int poll_set_wait(poll_set& p, nsec timeout) {
     deadline = now + timeout < now ? ~nsec{0} : now + timeout;
   }
   for (uint64_t m = stacks_of(p); m; m &= m - 1)
-    if (stack* const st = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(m)))) stack_poll(st);
+    if (stack* const st = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(m)))) timeout == 0 ? stack_look(st) : static_cast<void>(stack_poll(st));
   for (bool first = true;; first = false) {
     // One look at both sides. The kernel is not asked when it is asked nothing.
     const bool fast = look_fast(p);

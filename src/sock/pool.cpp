@@ -59,11 +59,15 @@ socket* socket_alloc() {
     live_socks.push_back(s->member);
   }
   give();
-  if (s) s->row = row_alloc();
+  static std::atomic<uint32_t> serials{0};
+  if (s) { s->row = row_alloc(); s->serial = serials.fetch_add(1, std::memory_order_relaxed) + 1; }
   return s;
 }
 
 void socket_release(socket* s) {
+  mem_free(s->prefix);
+  s->prefix = nullptr;
+  s->prefix_len.store(0, std::memory_order_relaxed);
   row_free(s->row);
   take();
   s->row = ~0u;

@@ -6,13 +6,17 @@
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/stat.h>
+#include <poll.h>
+#include <sched.h>
 #include <unistd.h>
 
 #include <cstdio>
+#include <new>
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
 #include "base/log.hpp"
+#include "base/sig_gate.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/mux.hpp"
@@ -31,8 +35,8 @@ constexpr const char* off_reason = "off by the operator";
 constexpr const char* fork_reason = "shared by fork";
 std::atomic<bool> off{false};
 const char* failure = nullptr;
-uint32_t parent_slot = 0;
-uint64_t parent_cookie = 0;
+std::atomic<uint32_t> forking{0};
+constexpr nsec claim_limit = 5 * sec_ns, exit_limit = 2 * sec_ns, demote_limit = 2 * sec_ns;
 
 void lane_event(uint64_t key, uint32_t) {
   lane* l = lane_by_key(key);
@@ -48,14 +52,13 @@ void lane_event(uint64_t key, uint32_t) {
   stack_leave(st);
 }
 
-struct demotion { const char* why; uint32_t row; unsigned count; bool all; };
+struct demotion { const char* why; unsigned count; };
 
 void demote_one(socket* s, void* ctx) {
   auto* d = static_cast<demotion*>(ctx);
-  if (!d->all && s->row != d->row) return;
   stack* st = s->st;
   if (!st) {
-    if (d->all && s->state == sock_state::connected && !s->never.load()) { s->reason = d->why; s->never.store(true); ++d->count; }
+    if (s->state == sock_state::connected && !s->never.load()) { s->reason = d->why; s->never.store(true); ++d->count; }
     return;
   }
   if (!stack_enter(st)) return;
@@ -66,6 +69,27 @@ void demote_one(socket* s, void* ctx) {
     lane_run_work(st);
   }
   stack_leave(st);
+}
+
+// A fork child asks for its connection: begun at the first request, done when the status is 0. Requests are repeated.
+struct claim { uint32_t serial; int status; };
+
+void claim_one(socket* s, void* ctx) {
+  auto* c = static_cast<claim*>(ctx);
+  if (s->serial != c->serial) return;
+  stack* st = s->st;
+  if (st && stack_enter(st)) {
+    if (lane* l = s->ln; l && l->s == s) {
+      st->net.now = clock_now();
+      if (!l->want_kernel || l->back == lane_back::none) lane_handback(l, fork_reason);
+      lane_run_work(st);
+    }
+    stack_leave(st);
+  }
+  s->never.store(true);
+  if (s->serial != c->serial || s->kind != file_kind::tcp) return;   // it was closed meanwhile
+  if (s->fast.load()) c->status = -EAGAIN;
+  else sock_give_prefix(s);
 }
 
 void allow_again(socket* s, void* ctx) {
@@ -82,7 +106,7 @@ void allow_again(socket* s, void* ctx) {
 }
 
 int control(uint32_t cmd, uint64_t arg, uint32_t* count) {
-  demotion d{off_reason, static_cast<uint32_t>(arg), 0, true};
+  demotion d{off_reason, 0};
   switch (static_cast<control_cmd>(cmd)) {
     case control_cmd::off:
       off.store(true);
@@ -93,32 +117,46 @@ int control(uint32_t cmd, uint64_t arg, uint32_t* count) {
       sockets_for_each(allow_again, &d);
       break;
     case control_cmd::refresh: rows_refresh(); break;
-    case control_cmd::demote_sock:
-      d.all = false;
-      d.why = fork_reason;
-      sockets_for_each(demote_one, &d);
-      break;
+    case control_cmd::demote_sock: {
+      claim c{static_cast<uint32_t>(arg), 0};
+      sockets_for_each(claim_one, &c);
+      *count = 0;
+      return c.status;
+    }
     default: return -EINVAL;
   }
   *count = d.count;
   return 0;
 }
 
+// Before the fork (promotion is paused): what is not on the fast lane stays off it; what is, is marked.
 void share_at_fork(socket* s, void*) {
-  if (s->state != sock_state::connected || s->fast.load()) return;
+  if (s->state != sock_state::connected) return;
+  if (s->fast.load()) { s->shared.store(true); return; }
   stack* st = s->st;
   if (st && stack_enter(st)) {
     if (lane* l = s->ln; l && l->s == s && !s->fast.load()) lane_open_failed(l, fork_reason);
     stack_leave(st);
   }
+  if (s->fast.load()) { s->shared.store(true); return; }
   s->reason = fork_reason;
   s->never.store(true);
 }
 
-void child_socket(socket* s, void*) {
+struct parent { uint32_t slot; uint64_t cookie; };
+
+void child_socket(socket* s, void* ctx) {
   const bool fast = s->fast.load(std::memory_order_relaxed);
-  s->inherited.store(fast);
-  s->parent_row = s->row;
+  if (fast) {           // else it may be inherited from further up: that stays as it is
+    const auto* p = static_cast<const parent*>(ctx);
+    s->inherited.store(true);
+    s->parent_slot = p->slot;
+    s->parent_cookie = p->cookie;
+    s->parent_serial = s->serial;
+  }
+  s->shared.store(false);
+  s->prefix_lock.store(0);
+  new (&s->waiters) list_head;   // of threads that are not here
   s->ln = nullptr;
   s->st = nullptr;
   s->fast.store(false);
@@ -145,15 +183,79 @@ void exit_one(socket* s, void*) {
   stack_leave(st);
 }
 
-void exec_one(socket* s, void*) {
-  if (!s->fast.load()) return;
-  const int fd = s->fd.load();
-  const int fl = real::fcntl(fd, F_GETFD, 0);
-  if (fl < 0 || (fl & FD_CLOEXEC)) return;
-  if (sock_demote(s, "exec") != 0) log_warn("fd %d crosses exec with data the program has not read; it is lost to the new program", fd);
+// Does a descriptor of s stay open across exec?
+bool crosses_exec(socket* s) {
+  const auto open_after = [](int fd) {
+    const int fl = real::fcntl(fd, F_GETFD, 0);
+    return fl >= 0 && !(fl & FD_CLOEXEC);
+  };
+  if (open_after(s->fd.load())) return true;
+  if (s->nr_fds.load() < 2) return false;
+  for (unsigned fd = 0; fd < 65536 && fd < fdtable_limit; ++fd)
+    if (fdtable[fd].load(std::memory_order_relaxed) == s && open_after(static_cast<int>(fd))) return true;
+  return false;
 }
 
-int demoted(void* ctx) { return static_cast<socket*>(ctx)->fast.load(std::memory_order_acquire) ? 0 : 1; }
+struct leaving { bool replaces; };   // the program itself is replaced: also what is closed then must have been delivered
+
+void exec_one(socket* s, void* ctx) {
+  const bool all = static_cast<leaving*>(ctx)->replaces;
+  if (!s->fast.load() && !s->inherited.load()) return;
+  const bool crosses = crosses_exec(s);
+  if (!crosses && !(all && s->fast.load())) return;
+  if (sock_demote(s, "exec") != 0) log_warn("fd %d crosses exec before the peer has answered", s->fd.load());
+  else if (crosses && s->prefix_len.load()) log_warn("fd %d crosses exec with bytes from a finished peer that only this program could read", s->fd.load());
+}
+
+uint64_t live_stacks() {
+  uint64_t m = 0;
+  for (uint16_t i = 0; i < max_stacks && i < 64; ++i) {
+    stack* st = stack_by_no(i);
+    if (!st) break;
+    if (st->sockets.load(std::memory_order_relaxed)) m |= 1ull << i;
+  }
+  return m;
+}
+
+int demoted(void* ctx) {
+  auto* s = static_cast<socket*>(ctx);
+  stack* st = s->st;
+  if (s->fast.load(std::memory_order_acquire) && st && stack_enter(st)) {
+    if (lane* l = s->ln; l && l->s == s && l->sk && l->phase == lane_phase::open) { st->net.now = clock_now(); lane_note(l); lane_run_work(st); }
+    stack_leave(st);
+  }
+  return s->fast.load(std::memory_order_acquire) ? 0 : 1;
+}
+
+void home_one(socket* s, void*) {
+  stack* st = s->st;
+  if (!s->shared.load() || !st || !stack_enter(st)) return;
+  if (lane* l = s->ln; l && l->s == s) {
+    st->net.now = clock_now();
+    lane_handback(l, "exit");
+    lane_run_work(st);
+  }
+  stack_leave(st);
+}
+
+struct pending { unsigned n; };
+void pending_one(socket* s, void* ctx) {
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) return;
+  if (lane* l = s->ln; l && l->s == s && l->sk && !l->peer_gone) {
+    st->net.now = clock_now();
+    lane_note(l);
+    lane_run_work(st);
+    const bool unacked = s->ln == l && l->s == s && l->tx == tx_lane::fast && l->phase == lane_phase::open && !lane_header_acked(l);
+    if (s->ln == l && l->s == s && l->sk && !l->peer_gone && (lane_moving(l) || s->shared.load() || unacked)) ++static_cast<pending*>(ctx)->n;
+  }
+  stack_leave(st);
+}
+int nothing_pending(void*) {
+  pending p{0};
+  sockets_for_each(pending_one, &p);
+  return p.n == 0;
+}
 
 }  // namespace
 
@@ -176,7 +278,7 @@ int sock_demote(socket* s, const char* why) {
   if (st && stack_enter(st)) {
     if (lane* l = s->ln; l && l->s == s) {
       st->net.now = clock_now();
-      lane_demote(l, why);
+      lane_handback(l, why);
       lane_run_work(st);
     }
     stack_leave(st);
@@ -186,9 +288,18 @@ int sock_demote(socket* s, const char* why) {
   wait_plan p;
   p.check = demoted;
   p.ctx = s;
-  p.deadline = clock_now() + sec_ns;
-  if (st) p.stacks = 1ull << st->no;
-  return wait_until(p) > 0 ? 0 : -EAGAIN;
+  p.deadline = clock_now() + demote_limit;
+  p.stacks = live_stacks();   // the other end may be in this process
+  p.restart = true;
+  int r;
+  do {
+    pollfd home{s->fd.load(), POLLIN, 0};
+    p.fds = &home;
+    p.nfds = 1;
+    const sock_sleeper sl(s);
+    r = wait_until(p);
+  } while (r == -EINTR);        // what is under way has to be waited for
+  return r > 0 ? 0 : -EAGAIN;
 }
 
 void sock_check_connected(socket* s, int fd) {
@@ -208,69 +319,96 @@ ssize_t sock_empty_send(socket* s, int fd, int flags) {
 
 ssize_t sock_empty_recv(socket*, int, int) { return 0; }
 
-void sock_fork_prepare() { mux_fork_prepare(); }
+bool promotion_paused() { return forking.load(std::memory_order_seq_cst) != 0; }
+
+void sock_fork_prepare() {
+  forking.fetch_add(1, std::memory_order_seq_cst);
+  if (process_ready()) sockets_for_each(share_at_fork, nullptr);
+  mux_fork_prepare();
+}
 
 void sock_fork_parent() {
-  sockets_for_each(share_at_fork, nullptr);
   mux_fork_parent();
+  forking.fetch_sub(1, std::memory_order_seq_cst);
 }
 
 void sock_fork_child() {
-  if (process_ready()) {
-    parent_slot = process_region()->slot;
-    parent_cookie = process_region()->cookie;
-  }
+  parent p{0, 0};
+  if (process_ready()) p = {process_region()->slot, process_region()->cookie};
+  forking.store(0);
   sockets_forget_locks();
+  lanes_forget();
   rows_forget();
   wait_forget();
   rendezvous_forget();
   promote_forget();
   process_forget();
   mux_fork_child();
-  sockets_for_each(child_socket, nullptr);
+  sockets_for_each(child_socket, &p);
 }
 
+// Asks the parent until it says that the connection is in the kernel. The parent's helper thread answers each request at once, whatever the
+// connection needs; a parent that is gone brought everything home at its exit.
 void sock_claim_inherited(socket* s) {
-  if (!s->inherited.exchange(false)) return;
-  auto p = region_open_peer(parent_slot, parent_cookie, false);
-  if (!p.ok()) return;  // the parent is gone; its exit brought everything back
-  region_peer peer = *p;
-  control_mailbox& m = const_cast<region_header*>(peer.hdr())->control;
-  const nsec end = clock_now() + 2 * sec_ns;
-  uint32_t zero = 0;
-  while (!m.lock.compare_exchange_strong(zero, static_cast<uint32_t>(getpid()))) {
-    if (clock_now() > end) { region_close_peer(peer); return; }
-    zero = 0;
-    usleep(200);
+  if (!s->inherited.load()) return;
+  const closed_gate no_handlers;
+  while (s->prefix_lock.exchange(1, std::memory_order_acquire)) sched_yield();
+  if (s->inherited.load()) {
+    const nsec end = clock_now() + claim_limit;
+    int status = -EAGAIN;
+    auto p = region_open_peer(s->parent_slot, s->parent_cookie, false);
+    if (p.ok()) {
+      region_peer peer = *p;
+      control_mailbox& m = const_cast<region_header*>(peer.hdr())->control;
+      char path[256];
+      std::snprintf(path, sizeof path, "%s/p%u.ctl", runtime_dir_path(), s->parent_slot);
+      const int bell = ::open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
+      for (unsigned look = 0; status == -EAGAIN && clock_now() < end; ++look) {
+        uint32_t zero = 0;
+        if (!m.lock.compare_exchange_strong(zero, static_cast<uint32_t>(getpid()))) { usleep(100); continue; }
+        m.cmd = static_cast<uint32_t>(control_cmd::demote_sock);
+        m.arg = s->parent_serial;
+        const uint32_t req = m.req.load() + 1;
+        m.req.store(req, std::memory_order_release);
+        if (bell < 0 || ::write(bell, "x", 1) != 1) status = -ESRCH;
+        for (unsigned i = 0; status == -EAGAIN && m.done.load(std::memory_order_acquire) != req; ++i) {
+          if (clock_now() > end || (i % 256 == 255 && !region_alive(s->parent_slot, s->parent_cookie))) status = -ESRCH;
+          else usleep(50);
+        }
+        if (status == -EAGAIN) status = m.status;
+        m.lock.store(0);
+        if (status == -EAGAIN) usleep(look < 20 ? 100 : 1000);
+      }
+      if (bell >= 0) real::close(bell);
+      region_close_peer(peer);
+    }
+    if (status == -EAGAIN) log_warn("fd %d: the parent did not bring the connection home", s->fd.load());
+    sock_take_prefix(s, s->parent_slot, s->parent_serial);
+    s->inherited.store(false);
   }
-  m.cmd = static_cast<uint32_t>(control_cmd::demote_sock);
-  m.arg = s->parent_row;
-  const uint32_t req = m.req.load() + 1;
-  m.req.store(req, std::memory_order_release);
-  char path[256];
-  std::snprintf(path, sizeof path, "%s/p%u.ctl", runtime_dir_path(), parent_slot);
-  const int fd = ::open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC);
-  if (fd >= 0) {
-    if (::write(fd, "x", 1) < 0) {}
-    real::close(fd);
-    while (m.done.load(std::memory_order_acquire) != req && clock_now() < end) usleep(100);
-  }
-  m.lock.store(0);
-  // The parent's row tells when the connection is back.
-  const sock_row* row = reinterpret_cast<const sock_row*>(peer.base + peer.hdr()->rows_off) + (s->parent_row % max_sock_rows);
-  (void)row;
-  usleep(2000);
-  region_close_peer(peer);
+  s->prefix_lock.store(0, std::memory_order_release);
 }
 
-void sock_before_exec() {
-  if (process_ready()) sockets_for_each(exec_one, nullptr);
+void sock_before_exec(bool replaces) {
+  leaving l{replaces};
+  sockets_for_each(exec_one, &l);
 }
 
 void sock_exit() {
   static std::atomic<bool> once{false};
   if (once.exchange(true)) return;
   if (!process_ready()) return;
+  if (live_stacks()) {   // what a fork child may hold goes home, what is on its way home arrives
+    sockets_for_each(home_one, nullptr);
+    wait_plan p;
+    p.check = nothing_pending;
+    p.stacks = live_stacks();
+    const nsec end = clock_now() + exit_limit;
+    do {
+      const nsec step = clock_now() + msec_ns;
+      p.deadline = step < end ? step : end;
+    } while (wait_until(p) <= 0 && clock_now() < end);
+  }
   sockets_for_each(exit_one, nullptr);
   for (uint16_t i = 0; i < max_stacks; ++i) {
     stack* st = stack_by_no(i);

@@ -10,6 +10,7 @@ void sock_check_connected(socket* s, int fd);     // connecting -> connected, wh
 ssize_t sock_empty_send(socket* s, int fd, int flags);
 ssize_t sock_empty_recv(socket* s, int fd, int flags);
 void sock_refresh_timeouts(socket* s, int fd);
+bool promotion_paused();                          // a fork is under way
 bool promotion_off();                             // `icepath off`
 
 }  // namespace icepath

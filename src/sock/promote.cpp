@@ -53,12 +53,11 @@ const char* unsupported_option(int fd) {
   static constexpr struct { int level, name; const char* why; } list[] = {
       {SOL_SOCKET, 60 /* SO_ZEROCOPY */, "SO_ZEROCOPY"},    {SOL_SOCKET, SO_MARK, "SO_MARK"},
       {SOL_SOCKET, SO_TIMESTAMP, "SO_TIMESTAMP"},           {SOL_SOCKET, SO_TIMESTAMPNS, "SO_TIMESTAMPNS"},
-      {SOL_SOCKET, SO_TIMESTAMPING, "SO_TIMESTAMPING"},     {SOL_SOCKET, SO_OOBINLINE, "SO_OOBINLINE"},
-      {SOL_SOCKET, SO_MAX_PACING_RATE, nullptr},            {IPPROTO_TCP, TCP_REPAIR, "TCP_REPAIR"},
+      {SOL_SOCKET, SO_TIMESTAMPING, "SO_TIMESTAMPING"},     {IPPROTO_TCP, TCP_REPAIR, "TCP_REPAIR"},
   };
   for (const auto& o : list) {
     int v;
-    if (o.why && int_option(fd, o.level, o.name, &v) && v != 0) return o.why;
+    if (int_option(fd, o.level, o.name, &v) && v != 0) return o.why;
   }
   char ulp[16] = {};
   socklen_t len = sizeof ulp;
@@ -87,7 +86,10 @@ void mirror_options(lane* l) {
 
 void open_timer(timer* t, nsec) {
   lane* l = lane_of_timer(t);
-  if (l->phase == lane_phase::opening) lane_open_failed(l, "handshake timed out");
+  if (l->phase != lane_phase::opening) return;
+  // A peer that has our SYN-ACK may have sent data already: TCP itself says when this has come to nothing.
+  if (lane_may_give_up(l)) lane_open_failed(l, "handshake timed out");
+  else l->st->net.timers.arm(l->tm, l->st->net.now + open_timeout);
 }
 
 // A socket on the ring towards the peer's stack, with everything but the SYN.
@@ -240,6 +242,7 @@ void lane_open_failed(lane* l, const char* why) {
     tcp_sk_free(st->net, l->sk);
     l->sk = nullptr;
   }
+  const int orphan = l->closing ? l->fd : -1;
   s->ln = nullptr;
   lane_unmap(l);
   lane_free(l);
@@ -247,6 +250,12 @@ void lane_open_failed(lane* l, const char* why) {
   s->never.store(true, std::memory_order_relaxed);
   st->sockets.fetch_sub(1, std::memory_order_relaxed);
   s->fast.store(false, std::memory_order_release);
+  if (orphan >= 0) {   // the program has closed it meanwhile
+    real::close(orphan);
+    process_fd_del_internal(orphan);
+    socket_release(s);
+    return;
+  }
   epoll_sync(s);
   sock_wake(s, ~0u);
 }

@@ -38,6 +38,18 @@ user_msg view(const iovec* iov, size_t n) {
   return m;
 }
 
+// MSG_PEEK starts over at every attempt. True: c.result is the call's.
+bool peek(call& c, lane* l) {
+  user_msg m = c.m;
+  const ssize_t r = lane_recv(l, c.no_buffer ? nullptr : &m, c.want, c.flags);
+  c.done = r > 0 ? static_cast<size_t>(r) : 0;
+  c.result = r;
+  if (r == -EAGAIN) return false;
+  if (r <= 0 || c.done >= c.target) return true;
+  pollfd p{l->fd, POLLRDHUP, 0};   // MSG_WAITALL: no more will come
+  return (l->rx != rx_lane::fast || l->rx_f != ~0ull) && real::poll(&p, 1, 0) > 0;
+}
+
 // As far as it goes without waiting, inside st. True: c.result is the call's.
 bool attempt_inside(call& c, stack* st) {
   socket* s = c.s;
@@ -51,17 +63,27 @@ bool attempt_inside(call& c, stack* st) {
     st->net.now = st->clock.now();
     for (;;) {
       ssize_t r;
+      if (ICEPATH_UNLIKELY(c.rx && (c.flags & MSG_PEEK))) {
+        end = peek(c, l);
+        break;
+      }
+      const rx_lane was = l->rx;
       if (c.rx) r = lane_recv(l, c.no_buffer ? nullptr : &c.m, c.want - c.done, c.flags);
       else r = lane_send(l, c.m, c.flags);
       if (r > 0) {
         c.done += static_cast<size_t>(r);
-        const bool enough = c.rx ? c.done >= c.target || (c.flags & MSG_PEEK) : c.m.count == 0;
+        bool enough = c.rx ? c.done >= c.target : c.m.count == 0;
+        if (c.rx && c.done < c.want && ICEPATH_UNLIKELY(l->rx != was || l->rx_f == l->f_rx)) {
+          // This lane's part is read: what the next one has is part of the answer, up to the urgent mark.
+          lane_settle(l);
+          enough = l->s == s && lane_at_mark(l);
+        }
         if (!enough && l->s == s) continue;
         c.result = static_cast<ssize_t>(c.done);
         break;
       }
       if (r == -EAGAIN) {
-        if (c.rx && c.done && c.target <= 1) { c.result = static_cast<ssize_t>(c.done); break; }
+        if (c.rx && c.done && c.done >= c.target) { c.result = static_cast<ssize_t>(c.done); break; }
         end = false;
         break;
       }
@@ -114,10 +136,13 @@ int check(void* ctx) { return attempt(*static_cast<call*>(ctx)) ? 1 : 0; }
 // The fast side. not_fast: the caller makes the plain call.
 ssize_t lanes(call& c, bool nonblock, nsec timeo) {
   if (nonblock) {
-    if (attempt(c)) return c.result;
+    stack* st = c.s->st;
+    if (!st) return not_fast;
+    if (!stack_enter(st)) return -EAGAIN;  // a signal handler over the owner of the stack: nothing can be done now
     // Once more after a look at the ring: a non-blocking reader may be the only one who polls it.
-    if (stack* st = c.s->st; st && stack_poll(st) && attempt(c)) return c.result;
-    return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
+    const bool end = attempt_inside(c, st) || (stack_poll_inside(st) && attempt_inside(c, st));
+    stack_leave(st);
+    return end ? c.result : c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
   }
   if (attempt(c) || (timeo == ~nsec{0} && spin(c))) return c.result;
   wait_plan p;
@@ -168,6 +193,19 @@ int wait_plain(socket* s, int fd, short events, nsec timeo) {
   return wait_until(p);
 }
 
+ssize_t beside(int fd, sock_msg& m) {
+  msghdr h{};
+  if (m.hdr) h = *m.hdr;
+  else if (m.rname && m.rnamelen) { h.msg_name = m.rname; h.msg_namelen = *m.rnamelen; }
+  h.msg_iov = const_cast<iovec*>(m.iov);
+  h.msg_iovlen = m.iovcnt;
+  const ssize_t r = real::recvmsg(fd, &h, m.flags);
+  if (r < 0) return -errno;
+  if (m.hdr) { m.hdr->msg_namelen = h.msg_namelen; m.hdr->msg_controllen = h.msg_controllen; m.hdr->msg_flags = h.msg_flags; }
+  else if (m.rname && m.rnamelen) *m.rnamelen = h.msg_namelen;
+  return r;
+}
+
 bool watched_only(const socket* s) {
   return s->state != sock_state::connected || s->never.load(std::memory_order_relaxed);
 }
@@ -179,6 +217,20 @@ bool before_plain(socket* s, int fd) {
   if (watched_only(s)) return false;
   promote_step(s, fd);
   return s->fast.load(std::memory_order_acquire);
+}
+
+// Urgent data: the kernel's, as are the byte counts from there on (the urgent byte is not in the reader's). Our direction goes to the kernel lane before
+// the next byte; the connection is never promoted again.
+void leave_for_good(socket* s, const char* why) {
+  s->never.store(true, std::memory_order_relaxed);
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) return;
+  if (lane* l = s->ln; l && l->s == s) {
+    st->net.now = clock_now();
+    lane_demote(l, why);
+    lane_run_work(st);
+  }
+  stack_leave(st);
 }
 
 }  // namespace
@@ -198,9 +250,15 @@ void sock_plain_tx_end(socket* s, ssize_t bytes) {
 
 ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
   for (;;) {
+    if (ICEPATH_UNLIKELY(s->pending_err)) {
+      const int e = s->pending_err;
+      s->pending_err = 0;
+      return -e;
+    }
+    if (ICEPATH_UNLIKELY(m.flags & MSG_OOB) && !s->never.load(std::memory_order_relaxed)) leave_for_good(s, "MSG_OOB");
     if (ICEPATH_LIKELY(s->fast.load(std::memory_order_acquire))) {
-      if (ICEPATH_UNLIKELY((m.flags & (MSG_OOB | MSG_FASTOPEN)) || (m.hdr && m.hdr->msg_controllen))) {
-        const int r = sock_demote(s, m.flags & MSG_OOB ? "MSG_OOB" : "control message");
+      if (ICEPATH_UNLIKELY((m.flags & MSG_FASTOPEN) || (m.hdr && m.hdr->msg_controllen))) {
+        const int r = sock_demote(s, "control message");
         if (r < 0) return r;
         continue;
       }
@@ -240,16 +298,16 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
       return -e;
     }
     if (ICEPATH_LIKELY(s->fast.load(std::memory_order_acquire))) {
-      if (ICEPATH_UNLIKELY(m.flags & (MSG_OOB | MSG_ERRQUEUE))) {
-        if (m.flags & MSG_ERRQUEUE) { msghdr h = m.hdr ? *m.hdr : msghdr{}; return real::recvmsg(fd, &h, m.flags) < 0 ? -errno : 0; }
-        const int r = sock_demote(s, "MSG_OOB");
-        if (r < 0) return r;
-        continue;
-      }
+      if (ICEPATH_UNLIKELY(m.flags & (MSG_OOB | MSG_ERRQUEUE))) return beside(fd, m);  // out of band: always in the kernel
       if (ICEPATH_UNLIKELY(m.iovcnt > IOV_MAX)) return -EMSGSIZE;
       call c{s, fd, view(m.iov, m.iovcnt), 0, 0, 0, m.flags, true, false, 0};
       c.want = c.m.count;
-      if (c.want == 0) return sock_empty_recv(s, fd, m.flags);
+      const bool nothing = c.want == 0;
+      if (ICEPATH_UNLIKELY(nothing)) {  // waits as one that asks for a byte, and takes none
+        c.want = 1;
+        c.flags = (c.flags & ~MSG_WAITALL) | MSG_PEEK | MSG_TRUNC;
+        c.no_buffer = true;
+      }
       c.target = m.flags & MSG_WAITALL ? c.want : s->rcvlowat < c.want ? s->rcvlowat : c.want;
       const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->rcvtimeo);
       if (ICEPATH_UNLIKELY(r == not_fast)) continue;
@@ -257,9 +315,13 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
         if (m.hdr) { m.hdr->msg_namelen = 0; m.hdr->msg_controllen = 0; m.hdr->msg_flags = 0; }
         if (m.rname && m.rnamelen) *m.rnamelen = 0;
       }
-      return r;
+      return nothing && r > 0 ? 0 : r;
     }
     if (before_plain(s, fd)) continue;
+    if (ICEPATH_UNLIKELY(s->prefix_len.load(std::memory_order_acquire) && !(m.flags & (MSG_ERRQUEUE | MSG_OOB)))) {
+      const ssize_t r = sock_read_prefix(s, m.iov, m.iovcnt, m.flags);
+      if (r != -EAGAIN) return r;
+    }
     if (s->soft_block.load(std::memory_order_relaxed) && !(m.flags & MSG_DONTWAIT) && !s->nonblock.load(std::memory_order_relaxed)) {
       const int w = wait_plain(s, fd, POLLIN, s->rcvtimeo);
       if (w == 1) continue;

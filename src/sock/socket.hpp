@@ -63,7 +63,14 @@ struct socket : file {
   std::atomic<uint64_t> rd_state{~0ull << 32};      // readiness as last published by the owner: kernel_bits << 32 | ready
   int pending_err = 0;                  // reported once by the next call
   list_head items;                      // epoll_item, one per epoll set it is registered in; guarded by wait_lock
-  uint32_t parent_row = ~0u;            // fork child: the row in the parent's region
+  std::atomic<bool> shared{false};      // promoted when the process forked: a child may hold it too
+  uint32_t serial = 0;                  // of this process, never used twice (within 2^32)
+  uint32_t parent_slot = 0, parent_serial = 0;      // fork child: whose it is, and its serial there
+  uint64_t parent_cookie = 0;
+  uint8_t* prefix = nullptr;            // bytes to read before the kernel's (handback.cpp); guarded by prefix_lock
+  size_t prefix_off = 0;
+  std::atomic<size_t> prefix_len{0};    // 0: none
+  std::atomic<uint32_t> prefix_lock{0};
   uint32_t row = ~0u;                   // its sock_row
   list_node member;                     // pool.cpp: on the list of live or free sockets
 };
@@ -135,6 +142,6 @@ void epoll_destroy(file* f);
 // ---- process
 void sock_fork_prepare(); void sock_fork_parent(); void sock_fork_child();
 void sock_exit();                                            // unsent data still arrives
-void sock_before_exec();
+void sock_before_exec(bool replaces = false);                // replaces: by this process itself, not by a vfork child
 
 }  // namespace icepath

@@ -12,6 +12,7 @@
 #include "libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/proc.hpp"
+#include "sock/wait.hpp"
 #include "tcp/tcp_sock.hpp"
 
 namespace icepath {
@@ -37,7 +38,7 @@ struct inside {   // the lane of s under its owner word, or nothing
 bool needs_kernel(int level, int name) {
   if (level == SOL_SOCKET)
     switch (name) {
-      case 60 /* SO_ZEROCOPY */: case SO_MARK: case SO_TIMESTAMP: case SO_TIMESTAMPNS: case SO_TIMESTAMPING: case SO_OOBINLINE:
+      case 60 /* SO_ZEROCOPY */: case SO_MARK: case SO_TIMESTAMP: case SO_TIMESTAMPNS: case SO_TIMESTAMPING:
       case SO_BINDTODEVICE: case SO_MAX_PACING_RATE: case 61 /* SO_TXTIME */: case SO_ATTACH_FILTER: case SO_ATTACH_BPF: return true;
       default: return false;
     }
@@ -73,6 +74,8 @@ int sock_setsockopt(socket* s, int fd, int level, int name, const void* val, soc
     int v = 1;
     socklen_t l = sizeof v;
     if (real::getsockopt(fd, level, name, &v, &l) == 0) s->rcvlowat = v > 0 ? static_cast<uint32_t>(v) : 1;
+    const inside in(s);
+    if (in.l) in.l->k_lowat = 0;
   }
   if (level == SOL_SOCKET && name == SO_RCVBUF) s->buf_locked |= 1;
   if (level == SOL_SOCKET && name == SO_SNDBUF) s->buf_locked |= 2;
@@ -133,20 +136,26 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
       return 0;
     }
   }
-  return real::getsockopt(fd, level, name, val, len) == 0 ? 0 : -errno;
+  const int r = real::getsockopt(fd, level, name, val, len) == 0 ? 0 : -errno;
+  if (r == 0 && level == SOL_SOCKET && name == SO_RCVLOWAT && s->rcvlowat > 1) {
+    socklen_t n = 0;   // the kernel lane's may be lower for now
+    if (copy_from_user(&n, len, sizeof n) || copy_to_user(val, &s->rcvlowat, n < sizeof s->rcvlowat ? n : sizeof s->rcvlowat)) return -EFAULT;
+  }
+  return r;
 }
 
 int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
   switch (req) {
     case FIONREAD: {   // SIOCINQ
+      if (stack* st = s->st) stack_look(st);
       const inside in(s);
       if (!in.l) break;
       lane_settle(in.l);
       int k = 0;
-      if (in.l->rx != rx_lane::fast && real::ioctl(fd, FIONREAD, &k) != 0) return -errno;
+      if ((in.l->rx != rx_lane::fast || in.l->rx_f != ~0ull) && real::ioctl(fd, FIONREAD, &k) != 0) return -errno;
       uint64_t v = static_cast<uint64_t>(k);
-      if (in.l->rx == rx_lane::kernel) v = v > in.l->k_skip ? v - in.l->k_skip : 0;
-      else v += lane_unread(in.l);
+      v = v > in.l->k_skip ? v - in.l->k_skip : 0;
+      if (in.l->rx != rx_lane::kernel) v += lane_unread(in.l);
       const int out = static_cast<int>(v);
       return copy_to_user(arg, &out, sizeof out) ? -EFAULT : 0;
     }
@@ -157,6 +166,13 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
       int k = 0;
       if (in.l->tx == tx_lane::kernel && real::ioctl(fd, req, &k) != 0) return -errno;
       const int out = k + static_cast<int>(req == SIOCOUTQ ? tcp_outq(in.l->sk) : tcp_outq_nsd(in.l->sk));
+      return copy_to_user(arg, &out, sizeof out) ? -EFAULT : 0;
+    }
+    case SIOCATMARK: {
+      const inside in(s);
+      if (!in.l) break;
+      lane_settle(in.l);
+      const int out = lane_at_mark(in.l);
       return copy_to_user(arg, &out, sizeof out) ? -EFAULT : 0;
     }
     case FIONBIO: {

@@ -9,10 +9,16 @@
 #include <atomic>
 #include "base/types.hpp"
 #include "sock/socket.hpp"
+#include "stack/stack.hpp"
 
 namespace icepath {
 
-struct stack;
+// One round of s, also when another thread is inside: the caller is about to say that nothing is there.
+inline void stack_look(stack* s) {
+  if (!stack_enter(s)) return;
+  stack_poll_inside(s);
+  stack_leave(s);
+}
 
 struct waiter {                       // one per thread; type-stable, goes to another thread when its own ends
   std::atomic<uint32_t> signaled{0};

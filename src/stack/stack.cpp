@@ -212,6 +212,13 @@ bool stack_poll_inside(stack* s) {
   return did;
 }
 
+bool stack_receive_inside(stack* s) {
+  sk_buff* v[32];
+  const int k = s->net.dev->rx_burst(v, 32);
+  for (int i = 0; i < k; ++i) netif_receive_skb(s->net, v[i]);
+  return k > 0;
+}
+
 bool stack_poll(stack* s) {
   if (!stack_try_enter(s)) return false;
   const bool did = stack_poll_inside(s);

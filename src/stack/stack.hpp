@@ -52,6 +52,7 @@ void stack_leave(stack* s);
 void stack_defer(stack* s, backlog_item* it);  // run it under the owner word, soon; any thread, signal-safe
 // One round: attach work, rx_burst -> netif_receive_skb, clean_tx, timers, qdiscs. Must be inside. True when something was done.
 bool stack_poll_inside(stack* s);
+bool stack_receive_inside(stack* s);      // the receive part of a round only: no timers, no lane work. True when something came
 // enter + poll + leave; does nothing when another thread is inside. True when something was done.
 bool stack_poll(stack* s);
 bool stack_arm(stack* s);                 // before sleeping; false: there is work, poll again
