@@ -137,6 +137,6 @@ void sock_fork_prepare() {}
 void sock_fork_parent() {}
 void sock_fork_child() { ++n_fork_child; }
 void sock_exit() { ++n_exit; }
-void sock_before_exec() { ++n_exec; }
+void sock_before_exec(bool) { ++n_exec; }
 
 }  // namespace icepath
