@@ -20,7 +20,7 @@ namespace icepath {
 namespace {
 
 constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 62;  // key_stack + stack number
-constexpr unsigned ticks_before_park = 25;
+constexpr nsec tick_max = 128 * msec_ns, idle_before_park = 2 * sec_ns;
 
 std::atomic<uint32_t> started{0};
 std::atomic<bool> parked{false};
@@ -61,6 +61,11 @@ bool attend(nsec* next_timer) {
     const bool ours = s->helper_armed.load(std::memory_order_acquire);
     if (!ours) watch_stack(s, false);
     if (ours) {
+      const nsec t = s->armed.load(std::memory_order_acquire) ? stack_next_timer(s) : 0;
+      if (t > now) {  // still asleep, and we are the one it wakes
+        if (t < *next_timer) *next_timer = t;
+        continue;
+      }
       stack_poll(s);
     } else if (s->armed.load(std::memory_order_acquire)) {
       continue;  // a sleeper attends: events and timers are its business
@@ -81,24 +86,38 @@ bool attend(nsec* next_timer) {
   return busy;
 }
 
+// The last time an application thread polled any stack. The helper's own polls of silent stacks count as well; they happen only when there is work.
+nsec last_life_of_stacks() {
+  nsec t = 0;
+  for (uint16_t i = 0; i < max_stacks; ++i) {
+    stack* s = stack_by_no(i);
+    if (!s) break;
+    const nsec l = s->last_poll.load(std::memory_order_relaxed);
+    if (l > t) t = l;
+  }
+  return t;
+}
+
 void* run(void*) {
   is_helper = true;
   pthread_setname_np(pthread_self(), "icepath");
-  unsigned quiet = 0;
+  nsec tick = helper_silence, last_life = 0, idle_since = 0;
   epoll_event e[64];
   for (;;) {
     nsec next = ~nsec{0};
     bool busy = attend(&next);
-    quiet = busy ? 0 : quiet + 1;
-    const bool park = quiet > ticks_before_park;
+    // All attended: look more and more rarely; nobody has polled anything for long: not at all, until somebody wakes (helper_unpark).
+    const nsec now = clock_now(), life = last_life_of_stacks();
+    if (life != last_life) { last_life = life; idle_since = now; }
+    tick = busy ? helper_silence : tick * 2 < tick_max ? tick * 2 : tick_max;
+    const bool park = !busy && now - idle_since > idle_before_park;
     if (park) {
       parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
       next = ~nsec{0};
-      if (attend(&next)) { parked.store(false); quiet = 0; }
+      if (attend(&next)) { parked.store(false); tick = helper_silence; }
     }
-    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(helper_silence / msec_ns);
+    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(tick / msec_ns);
     if (next != ~nsec{0}) {
-      const nsec now = clock_now();
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
       if (timeout < 0 || ms < timeout) timeout = ms;
     }
@@ -108,7 +127,7 @@ void* run(void*) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;
         if (::read(ev, &v, sizeof v) < 0) {}
-        quiet = 0;
+        tick = helper_silence;
       } else if (e[i].data.u64 == key_ctl) {
         char b[64];
         while (::read(ctl, b, sizeof b) > 0) {}
