@@ -10,6 +10,7 @@
 #include "base/clock.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
@@ -23,15 +24,6 @@ namespace {
 constexpr nsec closing_look = 20 * msec_ns;
 
 void closing_timer(timer* t, nsec) { lane_note(lane_of_timer(t)); }
-
-// The kernel lane has been idle: with a buffer of this size it takes `bytes` at once.
-void grow_sndbuf(int fd, size_t bytes) {
-  int have = 0;
-  socklen_t len = sizeof have;
-  if (real::getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &have, &len) == 0 && static_cast<size_t>(have) > 4 * bytes) return;
-  const int want = static_cast<int>(4 * bytes + 65536);
-  real::setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &want, sizeof want);
-}
 
 // The fast connection is over: back to plain kernel calls.
 void drop_fast(lane* l) {
@@ -76,7 +68,7 @@ bool lane_tx_to_kernel(lane* l) {
     lane_note(l);
   }
   while (l->out_off < l->out_len) {
-    const ssize_t r = real::send(l->fd, l->out + l->out_off, l->out_len - l->out_off, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t r = lane_sys::send(l->fd, l->out + l->out_off, l->out_len - l->out_off, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (r < 0) {
       if (errno == EAGAIN || errno == EINTR) return false;
       if (errno != EPIPE && !l->pending_err) l->pending_err = errno;  // the kernel lane is dead, and has said why only to us
@@ -107,6 +99,10 @@ void lane_demote(lane* l, const char* why) {
 
 void lane_finish_if_done(lane* l) {
   if (!l->sk) return;
+  if (l->phase == lane_phase::closing && l->tx == tx_lane::fast && l->held == lane_held::none && !l->s->shared.load(std::memory_order_relaxed)) {
+    if (l->peer_gone || l->sk->state == TCP_CLOSE || tcp_outq(l->sk) == 0) lane_tx_to_kernel(l);
+    else l->sk->sock_nospace = true;   // write_space brings us back
+  }
   const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
   if (l->phase == lane_phase::closing) {
     // A connection that a fork child may hold goes home in both directions.
@@ -117,7 +113,7 @@ void lane_finish_if_done(lane* l) {
     const int fd = l->fd;
     drop_fast(l);
     if (s->shared.load(std::memory_order_relaxed)) sock_give_prefix(s);
-    real::close(fd);
+    lane_sys::close(fd);
     process_fd_del_internal(fd);
     st->sockets.fetch_sub(1, std::memory_order_relaxed);
     s->ln = nullptr;
@@ -154,51 +150,24 @@ bool lane_close(lane* l, bool last_chance) {
   l->token = 0;
   bool finished = true;
   const bool shared = l->s->shared.load(std::memory_order_relaxed);
-  if (shared && !last_chance && l->sk && !lane_may_give_up(l) && l->phase != lane_phase::closing && !l->peer_gone) {
+  const bool live = l->sk && !l->peer_gone && (l->phase == lane_phase::open || l->phase == lane_phase::closing);
+  if (!last_chance && shared && l->sk && !lane_may_give_up(l) && l->phase != lane_phase::closing && !l->peer_gone) {
     finished = false;            // a fork child may go on with it: home it goes, in both directions
-  } else if (!last_chance && (lane_moving(l) || (l->tx == tx_lane::fast && l->phase == lane_phase::open && !l->peer_gone && !lane_header_acked(l)))) {
+  } else if (!last_chance && l->sk && lane_moving(l)) {
     finished = false;
-  } else if ((l->phase == lane_phase::open || l->phase == lane_phase::closing) && l->sk) {
-    if (last_chance && l->tail) {
-      for (unsigned i = 0; i < 1000 && !lane_flush_tail(l); ++i) { pollfd p{l->fd, POLLOUT, 0}; real::poll(&p, 1, 10); }
+  } else if (l->sk && l->phase == lane_phase::open && !shared && lane_unread(l) && l->rx == rx_lane::fast) {
+    // The kernel resets a connection that is closed with unread data (RFC 2525 section 2.17); our unread data is here.
+    const linger lg{1, 0};
+    real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
+    l->tx = tx_lane::kernel;
+  } else if (live) {
+    // What is not acknowledged goes by the kernel: the receiver drops what it has twice. Much of it only when there is no other way.
+    if (l->tx == tx_lane::fast && (last_chance || lane_outq(l) <= 64 * 1024)) lane_move(l);
+    for (bool flushed = lane_flush_tail(l); last_chance && !flushed; flushed = lane_flush_tail(l)) {
+      pollfd p{l->fd, POLLOUT, 0};
+      real::poll(&p, 1, 1000);
     }
-    if (!shared && lane_unread(l) && l->rx == rx_lane::fast) {
-      // The kernel resets a connection that is closed with unread data (RFC 2525 section 2.17); our unread data is here.
-      const linger lg{1, 0};
-      real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
-      l->tx = tx_lane::kernel;
-    } else if (l->tx == tx_lane::fast && !l->peer_gone) {
-      const size_t outq = lane_outq(l), left = outq < l->f_tx ? outq : static_cast<size_t>(l->f_tx);   // without the fast header
-      bool moved = false;
-      if (left <= 64 * 1024 || last_chance) {
-        grow_sndbuf(l->fd, left);
-        // Sent or not, what is not acknowledged goes by the kernel: the receiver drops what it has twice.
-        kernel_header h{kernel_magic, 0, l->f_tx - left};
-        auto* buf = static_cast<uint8_t*>(mem_alloc(sizeof h + left));
-        if (buf && tcp_peek_send_queue(n, l->sk, static_cast<uint32_t>(outq - left), buf + sizeof h, left) == left) {
-          std::memcpy(buf, &h, sizeof h);
-          const size_t total = sizeof h + left;
-          size_t off = 0;
-          while (off < total) {
-            const ssize_t r = real::send(l->fd, buf + off, total - off, MSG_NOSIGNAL | (off || last_chance ? 0 : MSG_DONTWAIT));
-            if (r > 0) { off += static_cast<size_t>(r); continue; }
-            if (r < 0 && errno == EINTR) continue;
-            if (r < 0 && errno == EAGAIN && off == 0 && !last_chance) break;
-            if (r < 0 && errno == EAGAIN) {
-              pollfd p{l->fd, POLLOUT, 0};
-              real::poll(&p, 1, 1000);
-              continue;
-            }
-            off = total;  // the connection is dead; nothing can be delivered any more
-          }
-          moved = off == total;
-        }
-        mem_free(buf);
-      }
-      if (!moved) finished = false;
-    } else if (l->tx == tx_lane::kernel && !l->peer_gone && (l->out_len || lane_outq(l))) {
-      finished = last_chance && l->out_len == 0 && lane_outq(l) == 0;
-    }
+    finished = l->tx == tx_lane::kernel && !l->tail && l->out_len == 0 && (l->moved || lane_outq(l) == 0);
   }
   if (!finished && !last_chance) {
     const int d = real::fcntl(l->fd, F_DUPFD_CLOEXEC, 3);
@@ -211,14 +180,12 @@ bool lane_close(lane* l, bool last_chance) {
       if (shared) {
         if (l->phase == lane_phase::open) lane_handback(l, "closed by the parent");
         else l->hand_back = true;
-      } else if (!lane_moving(l) && lane_tx_to_kernel(l)) {
-        real::shutdown(hi, SHUT_WR);
       }
       if (l->phase == lane_phase::open) l->phase = lane_phase::closing;
       else l->closing = true;
       if (l->phase == lane_phase::closing) {
         l->tm.fn = closing_timer;
-        n.timers.arm(l->tm, n.now + (lane_moving(l) ? msec_ns : closing_look));
+        n.timers.arm(l->tm, n.now + msec_ns);
       }
       lane_note(l);
       return false;
@@ -228,6 +195,19 @@ bool lane_close(lane* l, bool last_chance) {
   l->st->sockets.fetch_sub(1, std::memory_order_relaxed);
   lane_free(l);
   return true;
+}
+
+// shutdown(SHUT_WR). True: the caller shuts the kernel lane now. False: that is done when our bytes are in it.
+bool lane_shut_write(lane* l) {
+  if (l->phase == lane_phase::open) {
+    lane_move(l);
+    if (lane_flush_tail(l) && l->tx == tx_lane::kernel && l->out_len == 0 && l->held == lane_held::none) return true;
+  } else if (!l->sk) {
+    return true;
+  }
+  l->fin_wanted = true;
+  lane_note(l);
+  return false;
 }
 
 // At exit: orphans that still had something to deliver hand it to the kernel now.

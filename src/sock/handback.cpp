@@ -32,6 +32,7 @@
 #include "libc.hpp"
 #include "skb/region.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
 
@@ -70,7 +71,7 @@ bool write_file(const char* path, const uint8_t* b, size_t n) {
     if (r <= 0) break;
     off += static_cast<size_t>(r);
   }
-  real::close(fd);
+  lane_sys::close(fd);
   if (off == n) return true;
   ::unlink(path);
   return false;
@@ -92,7 +93,7 @@ uint8_t* read_file(const char* path, size_t room, size_t* n) {
     if (r <= 0) break;
     off += static_cast<size_t>(r);
   }
-  real::close(fd);
+  lane_sys::close(fd);
   *n = off;
   return b;
 }
@@ -118,7 +119,7 @@ bool pull_kernel(lane* l, uint64_t max) {
     const size_t want = max < 65536 ? static_cast<size_t>(max) : 65536;
     uint8_t* b = spool_room(l, want);
     if (!b) return true;   // no memory now: later
-    const ssize_t r = real::recv(l->fd, b, want, MSG_DONTWAIT);
+    const ssize_t r = lane_sys::recv(l->fd, b, want, MSG_DONTWAIT);
     if (r < 0) return errno == EAGAIN || errno == EINTR;
     if (r == 0) return false;
     l->spool_len += static_cast<size_t>(r);
@@ -163,7 +164,7 @@ bool pull(lane* l) {
   if (l->rx == rx_lane::kernel) {
     while (l->k_skip) {
       char scratch[4096];
-      const ssize_t r = real::recv(l->fd, scratch, l->k_skip < sizeof scratch ? l->k_skip : sizeof scratch, MSG_DONTWAIT);
+      const ssize_t r = lane_sys::recv(l->fd, scratch, l->k_skip < sizeof scratch ? l->k_skip : sizeof scratch, MSG_DONTWAIT);
       if (r < 0) return errno == EAGAIN || errno == EINTR;
       if (r == 0) return false;
       l->k_skip -= static_cast<size_t>(r);
@@ -224,11 +225,11 @@ void step_back(lane* l) {
   }
   if (l->back == lane_back::returned) {
     kernel_header h;
-    ssize_t r = real::recv(l->fd, &h, sizeof h, MSG_DONTWAIT | MSG_PEEK);
+    ssize_t r = lane_sys::recv(l->fd, &h, sizeof h, MSG_DONTWAIT | MSG_PEEK);
     if (r < 0 && (errno == EAGAIN || errno == EINTR)) return;
     if (r > 0 && r < static_cast<ssize_t>(sizeof h)) return;
     if (r == static_cast<ssize_t>(sizeof h) && h.magic == kernel_magic && h.flags == returned_flag) {
-      r = real::recv(l->fd, &h, sizeof h, MSG_DONTWAIT);
+      r = lane_sys::recv(l->fd, &h, sizeof h, MSG_DONTWAIT);
       mem_free(l->spool);
       l->spool = nullptr;
       l->spool_len = l->spool_cap = 0;
@@ -283,20 +284,22 @@ void step_held(lane* l) {
 
 bool lane_flush_tail(lane* l) {
   while (l->tail && l->tail_off < l->tail_len) {
-    const ssize_t r = real::send(l->fd, l->tail + l->tail_off, l->tail_len - l->tail_off, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const ssize_t r = lane_sys::send(l->fd, l->tail + l->tail_off, l->tail_len - l->tail_off, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (r < 0) {
       if (errno == EAGAIN || errno == EINTR) return false;
       break;   // the kernel lane is dead: the next kernel call says so
     }
     l->tail_off += static_cast<size_t>(r);
   }
+  if (!l->tail) return true;
   mem_free(l->tail);
   l->tail = nullptr;
+  lane_tell_kernel(l);
   if (l->held == lane_held::writing) l->held = lane_held::none;
   return true;
 }
 
-bool lane_moving(const lane* l) { return l->back != lane_back::none || l->held != lane_held::none || l->tail || l->hand_back || l->tx_wanted; }
+bool lane_moving(const lane* l) { return l->back != lane_back::none || l->held != lane_held::none || l->tail || l->hand_back || l->tx_wanted || l->fin_wanted; }
 
 // Before the fast connection is established, giving up is safe only while the peer cannot have established it either.
 bool lane_may_give_up(const lane* l) {
@@ -312,8 +315,20 @@ void lane_handback(lane* l, const char* why) {
   if (l->phase == lane_phase::opening) { l->hand_back = true; return; }
   if ((l->phase != lane_phase::open && l->phase != lane_phase::closing) || l->back != lane_back::none) return;
   l->hand_back = false;
+  lane_move(l);
+  if (l->tx == tx_lane::fast && l->held == lane_held::none) lane_tx_to_kernel(l);
+  const bool rx_home = l->rx_hdr_seen && l->rx == rx_lane::kernel && l->f_rx == l->rx_f && l->k_skip == 0;
+  if (!rx_home) {
+    l->back = lane_back::asked;
+    tell(l, LANE_OPT_RETURN);
+  }
+  lane_note(l);
+}
+
+// What the peer has not acknowledged goes by the kernel lane: it need not read what it has for us to leave.
+bool lane_move(lane* l) {
+  socket* s = l->s;
   if (l->tx == tx_lane::fast && !l->peer_gone && l->sk->state != TCP_CLOSE && lane_header_acked(l) && l->held == lane_held::none && !l->tail) {
-    // What the peer has not acknowledged goes by the kernel lane: it need not read what it has for us to leave.
     const size_t outq = lane_outq(l), left = outq < l->f_tx ? outq : static_cast<size_t>(l->f_tx);
     auto* b = static_cast<uint8_t*>(mem_alloc(sizeof(kernel_header) + left));
     if (b && tcp_peek_send_queue(l->st->net, l->sk, static_cast<uint32_t>(outq - left), b + sizeof(kernel_header), left) == left) {
@@ -328,15 +343,11 @@ void lane_handback(lane* l, const char* why) {
       mib_add(l->st->net.stats->SockDemoted);
     } else {
       mem_free(b);
+      return false;
     }
+    lane_flush_tail(l);
   }
-  if (l->tx == tx_lane::fast && l->held == lane_held::none) lane_tx_to_kernel(l);
-  const bool rx_home = l->rx_hdr_seen && l->rx == rx_lane::kernel && l->f_rx == l->rx_f && l->k_skip == 0;
-  if (!rx_home) {
-    l->back = lane_back::asked;
-    tell(l, LANE_OPT_RETURN);
-  }
-  lane_note(l);
+  return l->tx == tx_lane::kernel;
 }
 
 void lane_handback_step(lane* l) {
@@ -347,6 +358,13 @@ void lane_handback_step(lane* l) {
   step_held(l);
   if (l->back != lane_back::none) step_back(l);
   if (l->tail) lane_flush_tail(l);
+  if (l->fin_wanted && l->phase != lane_phase::opening && l->held == lane_held::none) {
+    const bool gone = l->peer_gone || l->sk->state == TCP_CLOSE;
+    if ((lane_move(l) || gone) && !l->tail && !l->out_len) {
+      l->fin_wanted = false;
+      real::shutdown(l->fd, SHUT_WR);
+    }
+  }
   if (lane_moving(l)) {
     l->tm.fn = look_timer;
     l->st->net.timers.arm(l->tm, l->st->net.now + look_again);

@@ -1,5 +1,6 @@
 // The lanes' state machine. See lane.hpp.
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 
 #include <errno.h>
 #include <linux/tcp.h>
@@ -289,7 +290,7 @@ void lane_kernel_input(lane* l) {
     return;
   }
   l->kernel_event = false;
-  const ssize_t r = real::recv(l->fd, l->in + l->in_len, sizeof(l->in) - l->in_len, MSG_DONTWAIT);
+  const ssize_t r = lane_sys::recv(l->fd, l->in + l->in_len, sizeof(l->in) - l->in_len, MSG_DONTWAIT);
   const int err = r < 0 ? errno : 0;
   uint64_t have = l->f_rx + lane_unread(l);
   if (r > 0) {

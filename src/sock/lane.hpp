@@ -59,6 +59,7 @@ struct lane {
   bool hand_back = false;    // asked for before the fast connection was open
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
   bool closing = false;      // the last fd closed while it was opening
+  bool fin_wanted = false;   // shutdown(SHUT_WR): the kernel lane is shut when our bytes are in it
   bool moved = false;        // what was not acknowledged has been moved to the kernel lane
   lane_back back = lane_back::none;
   lane_held held = lane_held::none;
@@ -126,6 +127,8 @@ void lane_handback(lane* l, const char* why);        // both directions; afterwa
 void lane_handback_step(lane* l);                    // from lane_advance
 bool lane_flush_tail(lane* l);                       // false: the kernel lane has no room
 bool lane_moving(const lane* l);                     // some of this is under way
+bool lane_move(lane* l);                             // our direction, with what is not acknowledged. True: it goes by the kernel lane now
+bool lane_shut_write(lane* l);                       // true: the caller shuts the kernel lane; false: it is done later
 bool lane_may_give_up(const lane* l);                // lane_open_failed is safe: the peer cannot have opened its end
 bool sock_give_prefix(socket* s);                    // to the fork child that asked
 void sock_take_prefix(socket* s, uint32_t slot, uint32_t serial);

@@ -9,6 +9,7 @@
 
 #include "libc.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/rows.hpp"
 #include "tcp/tcp_sock.hpp"
 
@@ -50,7 +51,7 @@ bool skip_surplus(lane* l) {
   while (l->k_skip) {
     char scratch[4096];
     const size_t want = l->k_skip < sizeof scratch ? l->k_skip : sizeof scratch;
-    const ssize_t r = real::recv(l->fd, scratch, want, MSG_DONTWAIT);
+    const ssize_t r = lane_sys::recv(l->fd, scratch, want, MSG_DONTWAIT);
     if (r <= 0) {
       if (r < 0 && (errno == EAGAIN || errno == EINTR)) return false;
       l->k_skip = 0;  // the connection ended: the kernel tells the caller
@@ -83,9 +84,9 @@ size_t peek_kernel(lane* l, user_msg* m, size_t max, int flags) {
   ssize_t r;
   if (m) {
     kernel_view k(*m, max);
-    r = real::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+    r = lane_sys::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
   } else {
-    r = real::recv(l->fd, nullptr, max, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+    r = lane_sys::recv(l->fd, nullptr, max, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
   }
   return r > 0 ? static_cast<size_t>(r) : 0;
 }
@@ -124,6 +125,7 @@ size_t lane_outq(const lane* l) { return l->sk ? tcp_outq(l->sk) : 0; }
 
 ssize_t lane_send(lane* l, user_msg& m, int flags) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->fin_wanted)) return -EPIPE;
   if (ICEPATH_UNLIKELY(l->held != lane_held::none || l->tail)) {   // our bytes wait (handback.cpp)
     if (l->held != lane_held::writing && l->held != lane_held::none) return -EAGAIN;
     if (!lane_flush_tail(l)) return -EAGAIN;
@@ -148,7 +150,7 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
   }
   if (l->out_len && !lane_tx_to_kernel(l)) return -EAGAIN;
   kernel_view k(m, m.count);
-  const ssize_t r = real::sendmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+  const ssize_t r = lane_sys::sendmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
   if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
   s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
   advance(m, static_cast<size_t>(r));
@@ -197,9 +199,9 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
     ssize_t r;
     if (m) {
       kernel_view k(*m, limit);
-      r = real::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+      r = lane_sys::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
     } else {
-      r = real::recv(l->fd, nullptr, limit, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+      r = lane_sys::recv(l->fd, nullptr, limit, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
     }
     if (r < 0) return -errno;
     if (!(flags & MSG_PEEK)) {

@@ -246,7 +246,8 @@ void pending_one(socket* s, void* ctx) {
     st->net.now = clock_now();
     lane_note(l);
     lane_run_work(st);
-    const bool unacked = s->ln == l && l->s == s && l->tx == tx_lane::fast && l->phase == lane_phase::open && !lane_header_acked(l);
+    const bool unacked = s->ln == l && l->s == s && l->sk &&
+                         (l->tx == tx_lane::fast ? !lane_header_acked(l) : !l->moved && lane_outq(l) != 0);
     if (s->ln == l && l->s == s && l->sk && !l->peer_gone && (lane_moving(l) || s->shared.load() || unacked)) ++static_cast<pending*>(ctx)->n;
   }
   stack_leave(st);

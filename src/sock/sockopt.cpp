@@ -190,16 +190,16 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
 }
 
 int sock_shutdown(socket* s, int fd, int how) {
-  bool hold_read = false;
+  bool hold_read = false, hold_write = false;
   {
     const inside in(s);
-    if (in.l && in.l->sk && in.l->phase == lane_phase::opening) lane_open_failed(in.l, "shut down");
+    if (in.l && in.l->sk && in.l->phase == lane_phase::opening && lane_may_give_up(in.l)) lane_open_failed(in.l, "shut down");
   }
   {
     const inside in(s);
     if (in.l && (how == SHUT_RD || how == SHUT_WR || how == SHUT_RDWR)) {
       if (how != SHUT_RD) {
-        for (unsigned i = 0; !lane_tx_to_kernel(in.l) && i < 1000; ++i) __builtin_ia32_pause();
+        hold_write = !lane_shut_write(in.l);
         s->reason = "shut down";
       }
       if (how != SHUT_WR && in.l->rx != rx_lane::kernel) {
@@ -212,7 +212,9 @@ int sock_shutdown(socket* s, int fd, int how) {
     }
   }
   s->never.store(true, std::memory_order_relaxed);
-  if (hold_read && how == SHUT_RD) { sock_wake(s, EPOLLIN | EPOLLRDHUP); return 0; }
+  if ((hold_read && how == SHUT_RD) || (hold_write && how == SHUT_WR)) { sock_wake(s, EPOLLIN | EPOLLRDHUP); return 0; }
+  if (hold_write && how == SHUT_RDWR) how = SHUT_RD;
+  if (hold_write && hold_read) { sock_wake(s, ~0u); return 0; }
   const int r = real::shutdown(fd, hold_read ? SHUT_WR : how);
   const int e = r == 0 ? 0 : -errno;
   sock_wake(s, ~0u);
