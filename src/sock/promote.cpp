@@ -242,6 +242,7 @@ void lane_open_failed(lane* l, const char* why) {
     tcp_sk_free(st->net, l->sk);
     l->sk = nullptr;
   }
+  if (l->fin_wanted) real::shutdown(l->fd, SHUT_WR);
   const int orphan = l->closing ? l->fd : -1;
   s->ln = nullptr;
   lane_unmap(l);
