@@ -24,7 +24,8 @@ class frame_pool {
   uint32_t index(const void* p) const { return static_cast<uint32_t>((static_cast<const uint8_t*>(p) - base_) >> frame_shift); }
   bool contains(const void* p) const { const auto o = static_cast<const uint8_t*>(p) - base_; return o >= 0 && static_cast<size_t>(o) < (size_t{max_} << frame_shift); }
   std::atomic<uint32_t>& ref(uint32_t idx) { return refs_[idx]; }
-  uint32_t in_use() const;                           // statistics
+  uint32_t in_use() const;                           // frames out of the pool, those in caches included
+  bool pressure() const { return in_use() > max_ / 4 * 3; }   // receivers stop growing their windows (the kernel's tcp_mem)
 
  private:
   uint8_t* base_ = nullptr;

@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <sys/mman.h>
+#include <unistd.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
@@ -54,7 +55,10 @@ uint32_t frames_allowed() {
   uint64_t room = region_max_bytes;
   if (::getrlimit(RLIMIT_FSIZE, &l) == 0 && l.rlim_cur != RLIM_INFINITY && l.rlim_cur < room) room = l.rlim_cur;
   if (room <= region_frames_off) return 0;
-  const uint64_t n = (room - region_frames_off) >> frame_shift;
+  uint64_t n = (room - region_frames_off) >> frame_shift;
+  // Never more than an eighth of the machine, about what the kernel allows all of TCP.
+  const uint64_t share = static_cast<uint64_t>(::sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE)) / 8 >> frame_shift;
+  if (share > 4096 && share < n) n = share;
   return n < region_max_frames ? static_cast<uint32_t>(n) : region_max_frames;
 }
 

@@ -42,6 +42,8 @@ void tcp_select_initial_window(tcp_sock* sk) {
 }
 
 // RFC 1122 4.2.3.3: silly window avoidance at the receiver.
+static bool memory_pressure(const tcp_sock* sk) { return sk->nt && sk->nt->skbs.frames.pool() && sk->nt->skbs.frames.pool()->pressure(); }
+
 uint32_t tcp_select_window_raw(tcp_sock* sk) {
   uint32_t mss = sk->ack.rcv_mss, free_space = tcp_space(sk), full = tcp_full_space(sk);
   if (full > sk->window_clamp) full = sk->window_clamp;
@@ -51,6 +53,10 @@ uint32_t tcp_select_window_raw(tcp_sock* sk) {
   }
   if (free_space < (full >> 1)) {
     sk->ack.quick = 0;
+    if (memory_pressure(sk)) {
+      const uint32_t four = 4u * sk->advmss;
+      if (sk->rcv_ssthresh > four) sk->rcv_ssthresh = four;
+    }
     free_space = free_space >> sk->rcv_wscale << sk->rcv_wscale;
     if (free_space < (full >> 4) || free_space < mss) return 0;
   }
@@ -84,7 +90,7 @@ uint32_t tcp_select_window(tcp_sock* sk) {
 // rcv_ssthresh follows what the sender really fills, so that small segments do not inflate memory.
 void tcp_grow_window(tcp_sock* sk, const sk_buff* skb) {
   const uint32_t limit = sk->window_clamp < tcp_space(sk) ? sk->window_clamp : tcp_space(sk);
-  if (sk->rcv_ssthresh >= limit || skb->len < 128) return;
+  if (sk->rcv_ssthresh >= limit || skb->len < 128 || memory_pressure(sk)) return;
   const uint32_t room = limit - sk->rcv_ssthresh;
   uint32_t incr = tcp_win_from_space(sk, skb->truesize) <= skb->len ? 2u * sk->advmss : 2u * sk->ack.rcv_mss;
   if (incr < 2 * skb->len) incr = 2 * skb->len;
@@ -95,7 +101,7 @@ void tcp_grow_window(tcp_sock* sk, const sk_buff* skb) {
 // More arrived than the buffer was meant for: grow it when allowed, else close the window.
 void tcp_clamp_window(tcp_sock* sk) {
   sk->ack.quick = 0;
-  if (!sk->rcvbuf_locked && sk->rcvbuf < sk->params.rcvbuf_max) {
+  if (!sk->rcvbuf_locked && sk->rcvbuf < sk->params.rcvbuf_max && !memory_pressure(sk)) {
     const uint32_t want = sk->rmem_alloc < sk->params.rcvbuf_max ? sk->rmem_alloc : sk->params.rcvbuf_max;
     if (want > sk->rcvbuf) sk->rcvbuf = want;
   }
@@ -171,7 +177,7 @@ void tcp_rcv_space_adjust(net& n, tcp_sock* sk) {
   if (n.now - sk->rcvq_space.time < nsec{sk->rcv_rtt_est.rtt_us >> 3} * usec_ns || !sk->rcv_rtt_est.rtt_us) return;
   const uint32_t copied = sk->copied_seq - sk->rcvq_space.seq;
   if (copied > sk->rcvq_space.space) {
-    if (sk->params.moderate_rcvbuf && !sk->rcvbuf_locked) {
+    if (sk->params.moderate_rcvbuf && !sk->rcvbuf_locked && !memory_pressure(sk)) {
       uint64_t rcvwin = (uint64_t{copied} << 1) + 16u * sk->advmss;
       uint64_t grow = rcvwin * (copied - sk->rcvq_space.space) / (sk->rcvq_space.space ? sk->rcvq_space.space : 1);
       rcvwin += grow << 1;
