@@ -352,7 +352,7 @@ bool lane_move(lane* l) {
 
 void lane_handback_step(lane* l) {
   l->opt_seen |= l->sk->lane_opt_rx;
-  if (l->phase == lane_phase::open && l->hand_back) lane_handback(l, l->s->reason);
+  if (l->hand_back && l->phase != lane_phase::opening) lane_handback(l, l->s->reason);
   if (l->tail) lane_flush_tail(l);
   if (l->tx_wanted) lane_tx_to_kernel(l);
   step_held(l);

@@ -53,6 +53,12 @@ socket* socket_alloc() {
   if (!free_socks.empty()) {
     s = list_entry<socket, &socket::member>(free_socks.next);
     s->member.unlink();
+    // A plain call may still sleep in the kernel on the socket this was: its counters come down when it returns.
+    for (unsigned tries = 0; (s->rx_calls.load() | s->tx_calls.load() | s->refs.load()) && tries < 64 && !free_socks.empty(); ++tries) {
+      free_socks.push_back(s->member);
+      s = list_entry<socket, &socket::member>(free_socks.next);
+      s->member.unlink();
+    }
     s->~socket();
     new (s) socket;
     s->kind = file_kind::tcp;

@@ -29,6 +29,8 @@ struct call {
   int flags;
   bool rx, no_buffer;
   ssize_t result;
+  bool held = false;   // sock_hold: the descriptor may be closed under us
+  pollfd pf{};
 };
 
 user_msg view(const iovec* iov, size_t n) {
@@ -54,10 +56,12 @@ bool peek(call& c, lane* l) {
 bool attempt_inside(call& c, stack* st) {
   socket* s = c.s;
   bool end = true;
+  // What is acknowledged already must not count as in flight: its ACK would push out what MSG_MORE holds back.
+  if (ICEPATH_UNLIKELY(!c.rx && (c.flags & MSG_MORE))) stack_poll_inside(st);
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
-  } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s)) {
+  } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s && !c.held)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
   } else {
     st->net.now = st->clock.now();
@@ -131,7 +135,11 @@ bool spin(call& c) {
   return done;
 }
 
-int check(void* ctx) { return attempt(*static_cast<call*>(ctx)) ? 1 : 0; }
+int check(void* ctx) {
+  auto* c = static_cast<call*>(ctx);
+  c->pf.fd = c->s->fd.load(std::memory_order_relaxed);   // a close meanwhile gives it another number
+  return attempt(*c) ? 1 : 0;
+}
 
 // The fast side. not_fast: the caller makes the plain call.
 ssize_t lanes(call& c, bool nonblock, nsec timeo) {
@@ -145,6 +153,9 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
     return end ? c.result : c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
   }
   if (attempt(c) || (timeo == ~nsec{0} && spin(c))) return c.result;
+  if (!sock_hold(c.s, c.fd)) return c.done ? static_cast<ssize_t>(c.done) : -EBADF;
+  c.held = true;
+  const sock_sleeper sl(c.s, true);
   wait_plan p;
   p.check = check;
   p.ctx = &c;
@@ -155,10 +166,9 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
     if (!st) return c.done ? static_cast<ssize_t>(c.done) : not_fast;
     p.stacks = 1ull << st->no;
     const uint32_t need = c.rx ? EPOLLIN : EPOLLOUT;
-    pollfd pf{c.fd, static_cast<short>(sock_poll(c.s).kernel_bits & need), 0};
-    p.fds = &pf;
-    p.nfds = pf.events ? 1 : 0;
-    sock_sleeper sl(c.s);
+    c.pf = {c.s->fd.load(std::memory_order_relaxed), static_cast<short>(sock_poll(c.s).kernel_bits & need), 0};
+    p.fds = &c.pf;
+    p.nfds = c.pf.events ? 1 : 0;
     const int r = wait_until(p);
     if (r > 0) return c.result;
     if (r == 0 && clock_now() >= p.deadline) return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
@@ -267,6 +277,7 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
       if (c.m.count == 0) return sock_empty_send(s, fd, m.flags);
       const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->sndtimeo);
       if (ICEPATH_LIKELY(r != not_fast)) return r;
+      if (fd_lookup(fd) != s) return -EBADF;
       continue;
     }
     if (before_plain(s, fd)) continue;
@@ -310,7 +321,10 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
       }
       c.target = m.flags & MSG_WAITALL ? c.want : s->rcvlowat < c.want ? s->rcvlowat : c.want;
       const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->rcvtimeo);
-      if (ICEPATH_UNLIKELY(r == not_fast)) continue;
+      if (ICEPATH_UNLIKELY(r == not_fast)) {
+        if (fd_lookup(fd) != s) return -EBADF;
+        continue;
+      }
       if (r >= 0) {
         if (m.hdr) { m.hdr->msg_namelen = 0; m.hdr->msg_controllen = 0; m.hdr->msg_flags = 0; }
         if (m.rname && m.rnamelen) *m.rnamelen = 0;

@@ -53,6 +53,27 @@ void finish(socket* s, stack** held) {
   if (entered) *held = st;
 }
 
+// After the last descriptor has left the table: true when a blocked call keeps the connection; s->fd is then a descriptor of its own.
+bool defer_close(socket* s) {
+  if (s->refs.load(std::memory_order_seq_cst) == 0) return false;   // partner: sock_hold
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) return false;
+  bool kept = false;
+  if (lane* l = s->ln; l && l->s == s && s->fast.load(std::memory_order_relaxed)) {
+    const int d = real::fcntl(l->fd, F_DUPFD_CLOEXEC, 3);
+    if (d >= 0) {
+      const int hi = process_move_high(d);
+      process_fd_add_internal(hi);
+      lane_rebase(l, hi);
+      s->fd.store(hi, std::memory_order_relaxed);
+      s->close_wait.store(true, std::memory_order_seq_cst);
+      kept = true;
+    }
+  }
+  stack_leave(st);
+  return kept;
+}
+
 void let_go(socket* s) {
   if (s->ln == nullptr) {
     s->st = nullptr;
@@ -126,6 +147,30 @@ void sock_on_connect(file* f, int fd, int err) {
   }
 }
 
+namespace {
+void close_deferred(socket* s) {
+  if (!s->close_wait.exchange(false, std::memory_order_seq_cst)) return;
+  const int fd = s->fd.load(std::memory_order_relaxed);
+  stack* held;
+  finish(s, &held);
+  real::close(fd);
+  process_fd_del_internal(fd);
+  if (held) stack_leave(held);
+  let_go(s);
+}
+}  // namespace
+
+bool sock_hold(socket* s, int fd) {
+  s->refs.fetch_add(1, std::memory_order_seq_cst);  // partner: defer_close, after the table slot was taken
+  if (fd_lookup(fd) == s) return true;
+  sock_put(s);
+  return false;
+}
+
+void sock_put(socket* s) {
+  if (s->refs.fetch_sub(1, std::memory_order_seq_cst) == 1 && s->close_wait.load(std::memory_order_seq_cst)) close_deferred(s);
+}
+
 void sock_before_replace(int newfd) {
   file* f = static_cast<unsigned>(newfd) < fdtable_limit ? fdtable[newfd].load(std::memory_order_acquire) : nullptr;
   if (!f) return;
@@ -135,6 +180,10 @@ void sock_before_replace(int newfd) {
   if (f->nr_fds.load(std::memory_order_acquire) != 0) return;
   if (f->kind == file_kind::epoll) { epoll_destroy(f); return; }
   auto* s = static_cast<socket*>(f);
+  if (ICEPATH_UNLIKELY(defer_close(s))) {
+    if (s->refs.load(std::memory_order_seq_cst) == 0) close_deferred(s);
+    return;
+  }
   stack* held;
   finish(s, &held);
   sock_wake(s, ~0u);
@@ -149,6 +198,11 @@ int sock_close(int fd) {
     auto* s = static_cast<socket*>(f);
     epoll_on_close(fd, f);
     if (fd_remove(fd) != f) return -EBADF;
+    if (ICEPATH_UNLIKELY(defer_close(s))) {
+      const int r = real::close(fd) == 0 ? 0 : -errno;
+      if (s->refs.load(std::memory_order_seq_cst) == 0) close_deferred(s);
+      return r;
+    }
     stack* held;
     finish(s, &held);
     const int r = real::close(fd) == 0 ? 0 : -errno;

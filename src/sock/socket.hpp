@@ -63,6 +63,7 @@ struct socket : file {
   std::atomic<uint64_t> rd_state{~0ull << 32};      // readiness as last published by the owner: kernel_bits << 32 | ready
   int pending_err = 0;                  // reported once by the next call
   list_head items;                      // epoll_item, one per epoll set it is registered in; guarded by wait_lock
+  std::atomic<bool> close_wait{false};  // closed, but held by a blocked call: whoever lets go last finishes it
   std::atomic<bool> shared{false};      // promoted when the process forked: a child may hold it too
   uint32_t serial = 0;                  // of this process, never used twice (within 2^32)
   uint32_t parent_slot = 0, parent_serial = 0;      // fork child: whose it is, and its serial there
@@ -91,6 +92,10 @@ void sock_on_listen(file* f);
 void sock_on_connect(file* f, int fd, int err);              // err: 0, EINPROGRESS, or the failure
 // close(fd): takes the slot; when it was the last reference, finishes the lanes first. Returns what close must return, -errno on error.
 int sock_close(int fd);
+// A call that may block keeps the connection open until it returns, as in Linux: a close meanwhile takes the descriptor only.
+// False: fd is not s any more.
+bool sock_hold(socket* s, int fd);
+void sock_put(socket* s);
 void sock_on_dup(int oldfd, int newfd);                      // newfd now refers to oldfd's file; newfd's former file was dropped by sock_before_replace
 void sock_before_replace(int newfd);                         // dup2/dup3 onto newfd, close_range: like close, without the kernel close
 

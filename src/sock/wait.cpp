@@ -15,6 +15,7 @@
 #include "base/clock.hpp"
 #include "base/config.hpp"
 #include "base/raw_syscall.hpp"
+#include "base/sig_gate.hpp"
 #include "base/alloc.hpp"
 #include "libc.hpp"
 #include "stack/helper.hpp"
@@ -44,7 +45,12 @@ bool key_made = false;
 
 void gone(void* p) {
   auto* w = static_cast<waiter*>(p);
-  if (w->on) { sock_del_waiter(w->on, &w->entry); w->on = nullptr; }  // the thread was cancelled in its sleep
+  if (socket* s = w->on) {  // the thread was cancelled in its sleep
+    sock_del_waiter(s, &w->entry);
+    w->on = nullptr;
+    if (w->held) sock_put(s);
+    w->held = false;
+  }
   while (lock.exchange(1, std::memory_order_acquire)) cpu_relax();
   w->next_free = free_waiters;
   free_waiters = w;
@@ -141,13 +147,27 @@ void waiter_wake(waiter* w) {
   }
 }
 
-sock_sleeper::sock_sleeper(socket* s) : w_(this_waiter()) {
+sock_sleeper::sock_sleeper(socket* s, bool held) : w_(this_waiter()) {
+  const closed_gate no_handlers;
+  outer_ = w_->on;
+  outer_held_ = w_->held;
+  if (outer_) sock_del_waiter(outer_, &w_->entry);
   w_->on = s;
+  w_->held = held;
   sock_add_waiter(s, &w_->entry);
 }
 sock_sleeper::~sock_sleeper() {
-  sock_del_waiter(w_->on, &w_->entry);
-  w_->on = nullptr;
+  const closed_gate no_handlers;
+  socket* const s = w_->on;
+  const bool held = w_->held;
+  sock_del_waiter(s, &w_->entry);
+  w_->on = outer_;
+  w_->held = outer_held_;
+  if (outer_) {
+    sock_add_waiter(outer_, &w_->entry);
+    w_->signaled.store(1, std::memory_order_relaxed);
+  }
+  if (held) sock_put(s);
 }
 
 int wait_until(const wait_plan& p) {

@@ -27,18 +27,23 @@ struct waiter {                       // one per thread; type-stable, goes to an
   int event_fd = -1;                  // made on first sleep
   wait_entry entry;                   // for waiting on one socket (sock_sleeper)
   socket* on = nullptr;
+  bool held = false;                  // `on` is kept open by us
   waiter* next_free = nullptr;
 };
 
 // While it lives, a change of readiness of s wakes the calling thread's wait_until.
+// With `held` it takes over the caller's sock_hold, which is let go also when the thread is cancelled. Sleepers nest: a signal handler that waits in
+// a wait stands in for the outer one, which looks again afterwards.
 class sock_sleeper {
  public:
-  explicit sock_sleeper(socket* s);
+  explicit sock_sleeper(socket* s, bool held = false);
   ~sock_sleeper();
   sock_sleeper(const sock_sleeper&) = delete;
 
  private:
   waiter* w_;
+  socket* outer_;
+  bool outer_held_;
 };
 
 // Raised by every signal handler that runs in this thread (preload/call_signal.cpp): a wait that spins must end with EINTR as one in the kernel would.
