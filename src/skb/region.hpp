@@ -20,7 +20,7 @@
 
 namespace icepath {
 
-constexpr uint32_t region_magic = 0x49434550, region_version = 1;
+constexpr uint32_t region_magic = 0x49434550, region_version = 2;
 constexpr uint32_t max_processes = 1024, max_stacks = 64, max_sock_rows = 16384;
 constexpr uint64_t region_max_bytes = 4ull << 30;       // address space; memory is used as it is touched
 constexpr uint32_t region_max_frames = (2ull << 30) >> frame_shift;
@@ -48,6 +48,10 @@ struct control_mailbox {
   uint64_t arg;
   int32_t status;                    // 0 or -errno
   uint32_t count;                    // sockets concerned
+  // `icepath off` writes `off` before it looks at `attended`; the process raises `attended` before it looks at `off` (promote.cpp): either the
+  // command finds a helper to ask, or there is nothing on the fast path yet and nothing will get there. All seq_cst.
+  std::atomic<uint32_t> off;         // the operator wants every connection in the kernel
+  std::atomic<uint32_t> attended;    // the helper thread answers this mailbox
 };
 enum class control_cmd : uint32_t { none, off, on, demote_sock, refresh };
 

@@ -138,6 +138,8 @@ void lane_finish_if_done(lane* l) {
   s->ln = nullptr;
   s->never.store(!again, std::memory_order_relaxed);
   row_demoted(s);
+  s->past_fast_tx += l->f_tx;
+  s->past_fast_rx += l->f_rx;
   lane_free(l);
   s->fast.store(false, std::memory_order_release);
   epoll_sync(s);

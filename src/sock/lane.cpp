@@ -13,6 +13,7 @@
 #include "base/alloc.hpp"
 #include "libc.hpp"
 #include "sock/proc.hpp"
+#include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
@@ -221,13 +222,16 @@ void lane_advance(lane* l) {
     const uint8_t st = l->sk->state;
     if (l->phase == lane_phase::opening) {
       if (st == TCP_CLOSE) {
-        lane_open_failed(l, l->sk->err ? "peer refused" : "handshake failed");
+        lane_open_failed(l, l->sk->err ? "peer refused" : "handshake failed", true);
         return;
       }
       if (st == TCP_ESTABLISHED || st == TCP_CLOSE_WAIT) {
         l->phase = lane_phase::open;
         l->st->net.timers.cancel(l->tm);
-        s->reason = "promoted";
+        rendezvous_withdraw(l->token);  // the next promotion must not find this one
+        l->token = 0;
+        s->tries = 0;
+        if (!l->want_kernel) s->reason = "promoted";
         mib_add(l->st->net.stats->SockPromoted);
         row_promoted(s);
         l->watched = !l->closing && helper_watch(l->fd, lane_key(l));

@@ -85,7 +85,7 @@ inline lane* lane_of_timer(timer* t) { return reinterpret_cast<lane*>(reinterpre
 // ---- promotion (promote.cpp)
 void promote_step(socket* s, int fd);                // before a plain data call
 bool promote_poll(socket* s);                        // published or attaching: give the stack a look. True: socket::fast is set now
-void lane_open_failed(lane* l, const char* why);     // opening -> idle; the connection is where it always was
+void lane_open_failed(lane* l, const char* why, bool again = false);   // opening -> idle, where it always was. again: it may be tried later
 void lane_unmap(lane* l);                            // out of the map by tuple
 void promote_forget();                               // in a fork child
 tcp_sock* promote_syn(net& n, const four_tuple& t);  // a SYN for which TCP has no socket

@@ -220,6 +220,8 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
 
 void lane_publish(lane* l) {
   socket* s = l->s;
+  // Never say readable because the lane is about to change: whoever reads would find nothing.
+  if (ICEPATH_UNLIKELY(l->rx == rx_lane::fast && l->back == lane_back::none && (l->rx_f == l->f_rx || l->kernel_event))) settle(l);
   uint32_t ready = 0, kernel = 0;
   set_kernel_lowat(l);
   if (l->tx == tx_lane::kernel && l->held == lane_held::none && !l->tail) kernel |= EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND;
@@ -235,7 +237,7 @@ void lane_publish(lane* l) {
       if (have >= s->rcvlowat) ready |= EPOLLIN | EPOLLRDNORM;
       if (l->rx_f != ~0ull) {  // what comes after the rest of the fast stream is in the kernel lane already
         kernel |= EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
-        if (have < s->rcvlowat) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDBAND;
+        if (have < s->rcvlowat && l->f_rx + have == l->rx_f) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDBAND;
       }
       if (l->rd_shut) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
       if (l->peer_gone) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLHUP | (l->pending_err ? EPOLLERR : 0u);

@@ -31,9 +31,7 @@
 namespace icepath {
 namespace {
 
-constexpr const char* off_reason = "off by the operator";
 constexpr const char* fork_reason = "shared by fork";
-std::atomic<bool> off{false};
 const char* failure = nullptr;
 std::atomic<uint32_t> forking{0};
 constexpr nsec claim_limit = 5 * sec_ns, exit_limit = 2 * sec_ns, demote_limit = 2 * sec_ns;
@@ -109,11 +107,11 @@ int control(uint32_t cmd, uint64_t arg, uint32_t* count) {
   demotion d{off_reason, 0};
   switch (static_cast<control_cmd>(cmd)) {
     case control_cmd::off:
-      off.store(true);
+      process_region()->hdr->control.off.store(1);
       sockets_for_each(demote_one, &d);
       break;
     case control_cmd::on:
-      off.store(false);
+      process_region()->hdr->control.off.store(0);
       sockets_for_each(allow_again, &d);
       break;
     case control_cmd::refresh: rows_refresh(); break;
@@ -271,7 +269,7 @@ bool sock_init() {
 const char* sock_init_failure() { return failure ? failure : ""; }
 void sock_print_stats() { print_stats_line(); }
 bool sock_fd_is_internal(int fd) { return process_fd_is_internal(fd); }
-bool promotion_off() { return off.load(std::memory_order_relaxed); }
+bool promotion_off() { return process_ready() && process_region()->hdr->control.off.load(std::memory_order_seq_cst) != 0; }
 
 int sock_demote(socket* s, const char* why) {
   if (s->inherited.load()) sock_claim_inherited(s);

@@ -12,5 +12,6 @@ ssize_t sock_empty_recv(socket* s, int fd, int flags);
 void sock_refresh_timeouts(socket* s, int fd);
 bool promotion_paused();                          // a fork is under way
 bool promotion_off();                             // `icepath off`
+inline constexpr const char* off_reason = "off by the operator";
 
 }  // namespace icepath

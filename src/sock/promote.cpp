@@ -26,7 +26,8 @@ namespace {
 
 constexpr uint32_t lazy_ops = 12;             // data calls before a connection is worth it: short ones never pay
 constexpr uint64_t lazy_bytes = 48 * 1024;
-constexpr nsec open_timeout = 200 * msec_ns, attach_timeout = 500 * msec_ns;
+constexpr nsec open_timeout = 200 * msec_ns, attach_timeout = 500 * msec_ns, first_pause = 20 * msec_ns;
+constexpr uint8_t max_doublings = 8;
 constexpr unsigned map_size = 4096;
 
 // Published lanes of this process by tuple, so that a SYN finds its connection. Guarded by map_lock (taken inside an owner word).
@@ -88,7 +89,7 @@ void open_timer(timer* t, nsec) {
   lane* l = lane_of_timer(t);
   if (l->phase != lane_phase::opening) return;
   // A peer that has our SYN-ACK may have sent data already: TCP itself says when this has come to nothing.
-  if (lane_may_give_up(l)) lane_open_failed(l, "handshake timed out");
+  if (lane_may_give_up(l)) lane_open_failed(l, "handshake timed out", true);
   else l->st->net.timers.arm(l->tm, l->st->net.now + open_timeout);
 }
 
@@ -116,6 +117,7 @@ tcp_sock* make_sock(lane* l, uint16_t txq, const uint8_t mac[6]) {
   sk->params.retries2 = 255;
   sk->params.early_retrans = false;      // a peer that lost the processor is no loss
   sk->params.syn_retries = 6;
+  sk->params.synack_retries = 255;  // the peer may be open already: its answer or its end comes, be it by the kernel lane
   sk->params.rcvbuf = 2u << 20;
   sk->params.sndbuf = 1u << 20;
   return sk;
@@ -138,9 +140,9 @@ void try_open(lane* l) {
   uint8_t mac[6];
   switch (stack_attach_peer(l->st, l->peer, &txq, mac)) {
     case stack_attach::pending:
-      if (n.now - l->since > attach_timeout) lane_open_failed(l, "peer does not answer");
+      if (n.now - l->since > attach_timeout) lane_open_failed(l, "peer does not answer", true);
       return;
-    case stack_attach::failed: lane_open_failed(l, "no ring to the peer"); return;
+    case stack_attach::failed: lane_open_failed(l, "no ring to the peer", true); return;
     case stack_attach::ready: break;
   }
   if (!lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
@@ -169,6 +171,7 @@ void publish(socket* s, int fd) {
   len = sizeof ti;
   if (real::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 || ti.tcpi_state != TCP_ESTABLISHED) { s->reason = "not established"; return; }
   if (!rendezvous_start() || !helper_start()) { refuse(s, "cannot set up the fast path"); return; }
+  if (promotion_off()) { s->reason = off_reason; return; }  // once more, now that the helper answers: see control_mailbox
   stack* st = stack_of_thread();
   if (!st) { refuse(s, "no stack left"); return; }
   lane* l = lane_alloc(s, st, fd);
@@ -192,7 +195,7 @@ void publish(socket* s, int fd) {
   st->net.tcp->unmatched_syn = promote_syn;
   s->st = st;
   s->ln = l;
-  st->sockets.fetch_add(1, std::memory_order_relaxed);
+  if (st->sockets.fetch_add(1, std::memory_order_relaxed) == 0) helper_unpark();  // this thread may stop attending
   l->phase = lane_phase::published;
   s->reason = "waiting for the other end";
   l->token = rendezvous_publish(t, stack_self(st));
@@ -212,13 +215,14 @@ void promote_step(socket* s, int fd) {
   if (s->ln) { promote_poll(s); return; }
   if (s->state != sock_state::connected) return;
   const config& c = config_get();
-  if (promotion_off()) { s->reason = "off by the operator"; return; }
+  if (promotion_off()) { s->reason = off_reason; return; }
   if (c.promote == promote_rule::never) { refuse(s, "promotion is off"); return; }
   const uint32_t n = s->ops.load(std::memory_order_relaxed) + 1;
   s->ops.store(n, std::memory_order_relaxed);
   if (c.promote == promote_rule::lazy && n < lazy_ops &&
       s->k_tx.load(std::memory_order_relaxed) + s->k_rx.load(std::memory_order_relaxed) < lazy_bytes)
     return;
+  if (s->retry_at && clock_now() < s->retry_at) return;
   publish(s, fd);
 }
 
@@ -232,8 +236,10 @@ bool promote_poll(socket* s) {
   return s->fast.load(std::memory_order_acquire);
 }
 
-void lane_open_failed(lane* l, const char* why) {
+void lane_open_failed(lane* l, const char* why, bool again) {
   socket* s = l->s;
+  if (l->want_kernel) why = s->reason;
+  if (l->want_kernel || l->fin_wanted) again = false;
   stack* st = l->st;
   mib_add(st->net.stats->SockPromoteFailed);
   rendezvous_withdraw(l->token);
@@ -248,7 +254,8 @@ void lane_open_failed(lane* l, const char* why) {
   lane_unmap(l);
   lane_free(l);
   s->reason = why;
-  s->never.store(true, std::memory_order_relaxed);
+  if (again) s->retry_at = clock_now() + (first_pause << (s->tries < max_doublings ? s->tries++ : max_doublings));
+  else s->never.store(true, std::memory_order_relaxed);
   st->sockets.fetch_sub(1, std::memory_order_relaxed);
   s->fast.store(false, std::memory_order_release);
   if (orphan >= 0) {   // the program has closed it meanwhile

@@ -14,6 +14,7 @@
 #include "libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/pool.hpp"
+#include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
 
@@ -80,8 +81,8 @@ void fill(socket* s, void*) {
   v.cwnd = ti.tcpi_snd_cwnd;
   v.ssthresh = ti.tcpi_snd_ssthresh;
   v.mss = ti.tcpi_snd_mss;
-  v.tx_bytes = s->k_tx.load(std::memory_order_relaxed) + fast_tx;
-  v.rx_bytes = s->k_rx.load(std::memory_order_relaxed) + fast_rx;
+  v.tx_bytes = s->k_tx.load(std::memory_order_relaxed) + s->past_fast_tx + fast_tx;
+  v.rx_bytes = s->k_rx.load(std::memory_order_relaxed) + s->past_fast_rx + fast_rx;
   v.fast_rx_bytes = fast_rx;
   std::snprintf(v.reason, sizeof v.reason, "%s", s->reason);
   const uint32_t seq = r->seq.load(std::memory_order_relaxed);
@@ -151,7 +152,13 @@ void rows_forget() {
 
 void rows_count_connection() {
   connections.fetch_add(1, std::memory_order_relaxed);
-  if (process_ready()) process_region()->hdr->kernel_total.fetch_add(1, std::memory_order_relaxed);
+  if (!process_ready()) return;
+  process_region()->hdr->kernel_total.fetch_add(1, std::memory_order_relaxed);
+  helper_start();  // answers `icepath ss`, `off` and `on` from the first connection on
+}
+
+void row_listening(socket* s) {
+  if (process_ready() && !process_region()->hdr->control.attended.load(std::memory_order_relaxed)) fill(s, nullptr);
 }
 
 void print_stats_line() {

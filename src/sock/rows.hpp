@@ -15,6 +15,7 @@ void row_sent(socket* s, uint64_t fast_bytes);
 bool row_peer_sent(const lane* l, uint64_t* bytes);   // how many fast bytes the (dead) peer had accepted from its application
 void rows_refresh();                  // all rows from the live sockets; helper thread
 void rows_forget();
+void row_listening(socket* s);        // its row, while no helper thread fills the rows on request
 void rows_count_connection();         // a TCP connection was made or accepted
 void print_stats_line();              // ICEPATH_STATS
 

@@ -109,6 +109,7 @@ void sock_on_listen(file* f) {
   if (socket* s = as_socket(f)) {
     s->state = sock_state::listening;
     s->reason = "listening";
+    row_listening(s);
   }
 }
 

@@ -51,6 +51,9 @@ struct socket : file {
   std::atomic<uint32_t> rx_calls{0}, tx_calls{0};   // kernel calls in flight: promotion waits for zero
   std::atomic<uint64_t> k_tx{0}, k_rx{0};           // bytes that went by the kernel lane since birth
   std::atomic<uint32_t> ops{0};         // data calls so far, for lazy promotion
+  uint64_t past_fast_tx = 0, past_fast_rx = 0;      // bytes of fast connections that are over; owner word
+  uint8_t tries = 0;                    // promotions that came to nothing, since the last one that did not
+  nsec retry_at = 0;                    // not tried again before
   const char* reason = "";              // static string: why it is where it is
   stack* st = nullptr;                  // set while a lane exists
   struct lane* ln = nullptr;

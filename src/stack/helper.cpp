@@ -195,6 +195,7 @@ bool helper_start() {
     pthread_sigmask(SIG_SETMASK, &old, nullptr);
   }
   if (!ok) log_error("no fast path: the helper thread cannot be started");
+  else if (ctl >= 0) process_region()->hdr->control.attended.store(1, std::memory_order_seq_cst);
   started.store(ok ? 2 : 3, std::memory_order_release);
   return ok;
 }

@@ -19,6 +19,7 @@ std::atomic<uint32_t> state{fresh};
 std::atomic<uint32_t> starting{0};
 region own;
 int why_errno = 0;
+uint32_t inherited_off = 0;   // `icepath off` holds for children too
 std::atomic<bool> stopped{false};
 constexpr int max_internal = 256;
 std::atomic<int> internal[max_internal];   // fd + 1
@@ -34,6 +35,7 @@ bool process_start() {
     if (r.ok()) {
       if (own.fd >= 0) process_fd_add_internal(own.fd);
       if (own.dir_fd >= 0) process_fd_add_internal(own.dir_fd);
+      own.hdr->control.off.store(inherited_off, std::memory_order_relaxed);
       state.store(up, std::memory_order_release);
     } else {
       why_errno = r.err();
@@ -58,7 +60,10 @@ void process_stop() {
 void process_forget() {
   helper_forget();
   stacks_forget();
-  if (state.load() == up) region_forget(own);
+  if (state.load() == up) {
+    inherited_off = own.hdr->control.off.load(std::memory_order_relaxed);
+    region_forget(own);
+  }
   for (auto& i : internal) i.store(0, std::memory_order_relaxed);
   nr_internal.store(0);
   state.store(fresh);

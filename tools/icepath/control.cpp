@@ -1,6 +1,6 @@
 // `icepath off PID`, `icepath on PID`, and the refresh that `ss` asks for before it reads rows: a command in the process's control mailbox (src/skb/region.hpp). We claim the mailbox by
 // CAS on its lock, write the command, raise `req`, and wake the helper thread through the FIFO p<slot>.ctl; the answer is there when
-// `done` has caught up. A mailbox left locked by a dead icepath is taken over. Everything is bounded by one deadline.
+// `done` has caught up. A process without a helper thread has nothing on the fast path: the mailbox's `off` word is all there is to say. A mailbox left locked by a dead icepath is taken over. Everything is bounded by one deadline.
 #include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
@@ -54,6 +54,13 @@ ask_result ask(const process& p, control_cmd cmd, uint64_t timeout_ns) {
   const nsec deadline = now() + timeout_ns;
   ask_result r{answer::busy, 0, 0};
   if (claim(m, deadline)) {
+    // Partner of both: publish in src/sock/promote.cpp.
+    if (cmd == control_cmd::off || cmd == control_cmd::on) m.off.store(cmd == control_cmd::off, std::memory_order_seq_cst);
+    if (!m.attended.load(std::memory_order_seq_cst)) {
+      m.lock.store(0, std::memory_order_release);
+      region_close_peer(peer);
+      return {answer::given, 0, 0};
+    }
     m.cmd = static_cast<uint32_t>(cmd);
     m.arg = 0;
     const uint32_t ticket = m.req.load(std::memory_order_relaxed) + 1;
