@@ -73,6 +73,11 @@ int translate(wait_call& c, epoll_event* ev, int n) {
     }
     if (oneshot && it->disabled.exchange(true, std::memory_order_relaxed)) continue;
     const uint32_t merged = bits | (it->inner ? 0 : item_poll(it));
+    if (it->seen_call == c.id && it->seen_by == &mux_self) {  // the fast side has reported it in this call
+      it->seen_bits |= merged;
+      c.out[it->seen_at].events |= merged;
+      continue;
+    }
     ev[w].events = merged;
     ev[w].data.u64 = it->data;
     it->seen_call = c.id;
@@ -103,13 +108,13 @@ void harvest(wait_call& c, int room) {
 }
 
 // Under the lock. Adds what is ready on the fast side.
-void collect(wait_call& c) {
+void collect(wait_call& c, int room) {
   epoll* const ep = c.ep;
   epoll_take_incoming(ep);
   list_node* const last = ep->ready.prev;               // what is put back goes behind it: one round
   uint32_t nready = ep->nready.load(std::memory_order_relaxed);
   bool more = !ep->ready.empty();
-  while (more && c.n < c.max) {
+  while (more && c.n < room) {
     list_node* const node = ep->ready.next;
     more = node != last;
     epoll_item* const it = list_entry<epoll_item, &epoll_item::ready>(node);
@@ -185,10 +190,14 @@ void look(wait_call& c) {
       kernel = ep->kernel_turn;
       ep->kernel_turn = !ep->kernel_turn;
     }
-    if (kernel) harvest(c, (c.max + 1) / 2);
+    if (kernel && c.max > 1 && ep->lock.lock()) {         // half of the room for the fast side, then the kernel's, then what is left
+      collect(c, c.max / 2);
+      epoll_unlock(ep);
+    }
+    if (kernel) harvest(c, c.max);
   }
   if (fast && ep->lock.lock()) {
-    collect(c);
+    collect(c, c.max);
     epoll_unlock(ep);
   }
   if (c.n == 0 && !c.err && kernel_members(ep) && (!(fast && kernel) || c.max == 1)) {
@@ -212,7 +221,7 @@ int on_check(void* ctx) {
     c.slot = slot_publish(ep->slots, ep->waiting, c.self);
   }
   if (epoll_fast_pending(ep) && ep->lock.lock()) {
-    collect(c);
+    collect(c, c.max);
     epoll_unlock(ep);
   }
   if (c.n || c.err) return 1;

@@ -3,9 +3,11 @@
 #include "sock/lane_sys.hpp"
 
 #include <errno.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 
 #include <new>
@@ -71,6 +73,14 @@ void send_fast_header(lane* l) {
   iovec v{&h, sizeof h};
   user_msg m{&v, 1, 0, sizeof h};
   if (tcp_sendmsg(n, l->sk, m, 0) != static_cast<ssize_t>(sizeof h)) { l->fatal = true; return; }
+  if (!off) {  // what Nagle's algorithm holds in the kernel lane would hold up the fast stream behind it
+    const int zero = 0;
+    int q = 0;
+    if (real::ioctl(l->fd, SIOCOUTQ, &q) == 0 && q != 0) {
+      real::setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+      real::setsockopt(l->fd, IPPROTO_TCP, TCP_NODELAY, &zero, sizeof zero);
+    }
+  }
   if (!off) { const int zero = 0; tcp_setsockopt(n, l->sk, IPPROTO_TCP, 1, &zero, sizeof zero); }
   l->tx = tx_lane::fast;
   l->f_tx = 0;
@@ -218,6 +228,8 @@ void lane_advance(lane* l) {
   if (!s) return;
   const tx_lane tx0 = l->tx;
   const rx_lane rx0 = l->rx;
+  const lane_phase phase0 = l->phase;
+  const uint64_t rd0 = s->rd_state.load(std::memory_order_relaxed);
   if (l->sk) {
     const uint8_t st = l->sk->state;
     if (l->phase == lane_phase::opening) {
@@ -274,8 +286,10 @@ void lane_advance(lane* l) {
   lane_settle(l);
   if (!l->s) return;
   lane_publish(l);
-  if (l->tx != tx0 || l->rx != rx0) epoll_sync(s);
-  sock_wake(s, EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM | EPOLLRDHUP);
+  // Only news: an edge-triggered watcher is told once.
+  const uint64_t rd1 = s->rd_state.load(std::memory_order_relaxed);
+  if (l->tx != tx0 || l->rx != rx0 || l->phase != phase0) sock_wake(s, ~0u);
+  else if (const uint32_t news = static_cast<uint32_t>(rd1 & ~rd0)) sock_wake(s, news);
 }
 
 void lane_kernel_input(lane* l) {

@@ -105,7 +105,7 @@ void settle(lane* l) {
     set_kernel_lowat(l);
     if (l->rd_shut) real::shutdown(l->fd, SHUT_RD);
   }
-  if (l->rx != was) { epoll_sync(l->s); lane_note(l); }
+  if (l->rx != was) lane_note(l);  // whoever settles publishes
 }
 
 }  // namespace
@@ -130,7 +130,9 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
     if (l->held != lane_held::writing && l->held != lane_held::none) return -EAGAIN;
     if (!lane_flush_tail(l)) return -EAGAIN;
   }
-  if (ICEPATH_UNLIKELY((flags & MSG_OOB) && l->tx == tx_lane::fast) && !lane_tx_to_kernel(l)) return -EAGAIN;
+  if (ICEPATH_UNLIKELY(flags & MSG_OOB)) {  // not among the bytes that the fast header counts
+    if (l->phase == lane_phase::opening || (l->tx == tx_lane::fast && !lane_tx_to_kernel(l))) return -EAGAIN;
+  }
   if (ICEPATH_LIKELY(l->tx == tx_lane::fast)) {
     const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
     if (ICEPATH_LIKELY(r > 0)) {
@@ -244,7 +246,11 @@ void lane_publish(lane* l) {
     }
   }
   if (l->pending_err && l->rx == rx_lane::kernel) ready |= EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
-  s->rd_state.store(uint64_t{kernel} << 32 | ready, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange
+  if (l->tx == tx_lane::kernel && l->rx != rx_lane::fast) kernel = ~0u;
+  const uint64_t old = s->rd_state.load(std::memory_order_relaxed), now = uint64_t{kernel} << 32 | ready;
+  if (old == now) return;
+  s->rd_state.store(now, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange
+  if (ICEPATH_UNLIKELY(old >> 32 != kernel)) epoll_sync(s);
 }
 
 void lane_settle(lane* l) { settle(l); }
