@@ -164,7 +164,7 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
       const inside in(s);
       if (!in.l || !in.l->sk) break;
       int k = 0;
-      if (in.l->tx == tx_lane::kernel && real::ioctl(fd, req, &k) != 0) return -errno;
+      if (real::ioctl(fd, req, &k) != 0) return -errno;   // also what went there before the switch
       const int out = k + static_cast<int>(req == SIOCOUTQ ? tcp_outq(in.l->sk) : tcp_outq_nsd(in.l->sk));
       return copy_to_user(arg, &out, sizeof out) ? -EFAULT : 0;
     }
@@ -204,6 +204,7 @@ int sock_shutdown(socket* s, int fd, int how) {
       }
       if (how != SHUT_WR && in.l->rx != rx_lane::kernel) {
         // The kernel lane still has to bring the peer's header: reading is shut here, and there once it is the kernel's turn again.
+        if (!in.l->rd_shut) in.l->rd_end = in.l->f_rx + lane_unread(in.l);
         in.l->rd_shut = true;
         hold_read = true;
       }
