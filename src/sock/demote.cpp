@@ -97,6 +97,21 @@ void lane_demote(lane* l, const char* why) {
   lane_note(l);
 }
 
+// T08, RFS: a connection belongs on the stack of the thread that uses it. When one other thread has made all of the last `rfs_calls` calls, the
+// connection goes back to the kernel and is promoted again, by that thread, on its own stack. Threads that share a connection leave it where it is.
+void lane_steer(lane* l) {
+  constexpr uint32_t rfs_calls = 512;
+  const uint32_t me = stack_thread_id();
+  if (l->rfs_thread != me) {
+    l->rfs_thread = me;
+    l->rfs_hits = 0;
+  }
+  if (++l->rfs_hits < rfs_calls || l->phase != lane_phase::open || l->want_kernel || l->tx != tx_lane::fast || l->rx != rx_lane::fast) return;
+  l->rfs_hits = 0;
+  lane_demote(l, "moving to the thread that uses it");
+  l->want_kernel = false;
+}
+
 void lane_finish_if_done(lane* l) {
   if (!l->sk) return;
   if (l->phase == lane_phase::closing && l->tx == tx_lane::fast && l->held == lane_held::none && !l->s->shared.load(std::memory_order_relaxed)) {

@@ -73,10 +73,12 @@ struct lane {
   uint64_t rx_n = 0;         // kernel bytes before the fast stream
   uint64_t rx_f = ~0ull;     // fast bytes before the kernel lane goes on; ~0 unknown
   uint64_t k_skip = 0;       // surplus bytes of the kernel lane to drop
+  uint64_t rd_end = ~0ull;   // rd_shut: fast bytes that are still read; later ones are dropped
   uint32_t k_lowat = 0;      // SO_RCVLOWAT the kernel lane has now, 0: the program's
   uint64_t f_tx = 0, f_rx = 0;
   int pending_err = 0;       // positive errno, reported once after the last fast byte
   nsec since = 0;
+  uint32_t rfs_thread = 0, rfs_hits = 0;   // T08: a thread without this stack that uses the connection, and how often in a row
   timer tm;                  // opening: gives up; closing: looks again
 };
 
@@ -119,6 +121,7 @@ void lane_demote(lane* l, const char* why);          // both directions, soft: t
 bool lane_tx_to_kernel(lane* l);                     // our direction: false while the kernel header cannot be written
 void lane_tell_kernel(lane* l);                      // the peer should look at its kernel lane now
 bool lane_header_acked(const lane* l);               // the peer's TCP has our fast header: a kernel header cannot overtake it
+void lane_steer(lane* l);                            // T08: after a call by a thread whose stack this is not
 void lane_finish_if_done(lane* l);                   // both directions kernel, all acknowledged: the fast connection goes
 bool lane_close(lane* l, bool last_chance);          // last fd closes. True: lane is finished, close the fd. False: orphan, fd was dup'd
 

@@ -100,6 +100,8 @@ bool attempt_inside(call& c, stack* st) {
       }
       break;
     }
+    if (ICEPATH_UNLIKELY(st != stack_mine()) && l->s == s) lane_steer(l);
+    else if (l->s == s) l->rfs_thread = 0;
     if (l->s == s) lane_publish(l);
     st->last_poll.store(st->net.now, std::memory_order_relaxed);
   }

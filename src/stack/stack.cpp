@@ -118,6 +118,9 @@ stack* stack_of_thread() {
   return got;
 }
 
+stack* stack_mine() { return mine; }
+uint32_t stack_thread_id() { return tid(); }
+
 stack* stack_by_no(uint16_t no) { return no < max_stacks ? stacks[no].load(std::memory_order_acquire) : nullptr; }
 
 void stacks_forget() {

@@ -45,6 +45,8 @@ struct stack {
 };
 
 stack* stack_of_thread();                 // the calling thread's stack, made on first use; nullptr: none to be had
+stack* stack_mine();                      // the calling thread's, or nullptr when it has none yet; one load
+uint32_t stack_thread_id();
 stack* stack_by_no(uint16_t no);          // nullptr when never made
 bool stack_enter(stack* s);               // false only when the calling thread is already inside (signal handler)
 bool stack_try_enter(stack* s);           // never waits
