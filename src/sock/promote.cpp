@@ -96,9 +96,7 @@ void open_timer(timer* t, nsec) {
 // A socket on the ring towards the peer's stack, with everything but the SYN.
 tcp_sock* make_sock(lane* l, uint16_t txq, const uint8_t mac[6]) {
   net& n = l->st->net;
-  inet_addr gw{};  // fe80::<EUI-64>, RFC 4291 appendix A
-  const uint8_t eui[16] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, static_cast<uint8_t>(mac[0] ^ 2), mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
-  std::memcpy(gw.b, eui, 16);
+  const inet_addr gw = link_local_of(mac);
   neighbour* nb = neigh_lookup(n, n.dev, gw);
   if (!nb) nb = neigh_create(n, n.dev, gw);
   if (!nb) return nullptr;
