@@ -1,6 +1,7 @@
 // IPv4 output and input (T17-T20, T33). Under the owner word of the stack.
 #pragma once
 #include <atomic>
+#include <cstring>
 #include "neigh/neighbour.hpp"
 #include "net/net.hpp"
 
@@ -17,6 +18,15 @@ struct dst_entry {
 };
 // A route by an explicit next hop, as promotion makes it for the `local` port. +1 reference; nullptr: no memory.
 dst_entry* ip_route_via(net& n, net_device* dev, neighbour* nb, uint32_t mtu);
+// The way back to who sent skb, without a table: to its link-layer address on the device it came by. +1 reference; nullptr: a stranger.
+dst_entry* ip_route_back(net& n, const sk_buff* skb);
+// fe80::<EUI-64> (RFC 4291 appendix A): the next hop's name on a port that has no addresses of its own.
+inline inet_addr link_local_of(const uint8_t mac[6]) {
+  inet_addr a{};
+  const uint8_t eui[16] = {0xfe, 0x80, 0, 0, 0, 0, 0, 0, static_cast<uint8_t>(mac[0] ^ 2), mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]};
+  std::memcpy(a.b, eui, 16);
+  return a;
+}
 // Lookup by address, for ports with a control plane. +1 reference; nullptr: no route (EHOSTUNREACH).
 dst_entry* ip_route_output(net& n, const inet_addr& daddr, const inet_addr& saddr);
 void dst_release(net& n, dst_entry* d);

@@ -3,6 +3,8 @@
 #include <new>
 
 #include "ip/ip.hpp"
+#include "skb/sk_buff.hpp"
+#include "wire/headers.hpp"
 
 namespace icepath {
 
@@ -32,6 +34,15 @@ dst_entry* dst_alloc(net& n, net_device* dev, neighbour* nb, uint32_t mtu, uint3
 dst_entry* ip_route_via(net& n, net_device* dev, neighbour* nb, uint32_t mtu) {
   ++nb->refcnt;
   return dst_alloc(n, dev, nb, mtu, ip_route_generation.load(std::memory_order_acquire), true);
+}
+
+dst_entry* ip_route_back(net& n, const sk_buff* skb) {
+  const auto* eth = reinterpret_cast<const eth_hdr*>(skb->mac());
+  neighbour* nb = neigh_lookup(n, n.dev, link_local_of(eth->src));
+  if (!nb) return nullptr;
+  dst_entry* d = ip_route_via(n, n.dev, nb, n.dev->mtu);
+  neigh_release(n, nb);
+  return d;
 }
 
 dst_entry* ip_route_output(net& n, const inet_addr& daddr, const inet_addr& saddr) {

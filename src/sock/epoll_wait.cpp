@@ -33,6 +33,7 @@ struct wait_call {
   int slot = -1;
   uint64_t planned = 0; // stacks the running wait_until knows
   waiter* self = nullptr;
+  bool last = false;    // does not wait: what is not seen now is missed
   bool stale = false;   // the plan must be made anew
 };
 
@@ -183,7 +184,7 @@ void look(wait_call& c) {
   const bool fast = epoll_fast_pending(ep);
   bool kernel = kernel_members(ep);
   if (fast && kernel) {
-    const bool due = ep->since_look.fetch_add(1, std::memory_order_relaxed) >= 15 ||
+    const bool due = c.last || ep->since_look.fetch_add(1, std::memory_order_relaxed) >= 15 ||
                      cycles() - ep->last_look.load(std::memory_order_relaxed) > ns_to_cycles(50 * usec_ns);
     kernel = due || ep->hot.load(std::memory_order_acquire) || (ep->ring.is(kready::open) && kready_raised(ep->ring));
     if (kernel && c.max == 1) {
@@ -320,6 +321,7 @@ int mux_epoll_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigse
       continue;
     }
     poll_stacks(stacks, timeout == 0);
+    c.last = timeout == 0;
     look(c);
     if (c.n || c.err || timeout == 0) return result_of(c);
     if (timed && deadline == ~nsec{0}) {

@@ -86,6 +86,12 @@ void send_fast_header(lane* l) {
   l->f_tx = 0;
 }
 
+bool kernel_lane_dead(int fd) {
+  tcp_info ti{};
+  socklen_t len = sizeof ti;
+  return real::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 || ti.tcpi_state == TCP_CLOSE;
+}
+
 bool kernel_peer_closed(int fd) {
   tcp_info ti{};
   socklen_t len = sizeof ti;
@@ -259,6 +265,10 @@ void lane_advance(lane* l) {
       } else if (l->want_kernel && l->tx == tx_lane::fast && l->phase == lane_phase::open) {
         lane_demote(l, s->reason);   // asked for while it was opening
       }
+      if (ICEPATH_UNLIKELY(l->rx == rx_lane::kernel && l->tx == tx_lane::fast) && kernel_lane_dead(l->fd)) {
+        l->tx = tx_lane::kernel;  // reset under a direction that was still fast: the kernel has the error
+        l->peer_gone = true;
+      }
       if (l->fatal || st == TCP_CLOSE) {
         if (l->held != lane_held::writing) l->held = lane_held::none;
         l->tx_wanted = false;
@@ -274,6 +284,8 @@ void lane_advance(lane* l) {
             l->peer_gone = true;
             l->pending_err = ECONNRESET;
             real::shutdown(l->fd, SHUT_RDWR);
+          } else if (l->sk->write_seq != l->sk->snd_una && !kernel_lane_dead(l->fd)) {
+            lane_sys::send(l->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);  // sent to a closed end: the kernel's answers with RST
           }
           if (l->rx_f == ~0ull) l->rx_f = l->f_rx + lane_unread(l);
         }

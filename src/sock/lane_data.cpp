@@ -91,6 +91,14 @@ size_t peek_kernel(lane* l, user_msg* m, size_t max, int flags) {
   return r > 0 ? static_cast<size_t>(r) : 0;
 }
 
+// After SHUT_RD what had come is read, what comes later is taken off the ring and forgotten.
+void drop_unwanted(lane* l) {
+  if (l->rx != rx_lane::fast || l->f_rx != l->rd_end || !l->sk) return;
+  const uint64_t left = l->rx_f - l->f_rx;
+  const ssize_t r = left ? tcp_recvmsg(l->st->net, l->sk, nullptr, left, MSG_TRUNC) : 0;
+  if (r > 0) { l->f_rx += static_cast<size_t>(r); l->rd_end = l->f_rx; }
+}
+
 // Receive direction: move to the next lane when this one has given what it had to give.
 void settle(lane* l) {
   const rx_lane was = l->rx;
@@ -99,6 +107,7 @@ void settle(lane* l) {
     l->kernel_event = true;  // a header may be waiting already; the edge has gone by
   }
   if (l->rx == rx_lane::fast && l->kernel_event && l->rx_f == ~0ull) lane_kernel_input(l);
+  if (ICEPATH_UNLIKELY(l->rd_shut)) drop_unwanted(l);
   if (l->rx == rx_lane::fast && l->rx_f == l->f_rx) {
     l->rx = rx_lane::kernel;
     skip_surplus(l);
@@ -165,7 +174,8 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
   for (;;) {
     settle(l);
     if (ICEPATH_LIKELY(l->rx == rx_lane::fast)) {
-      const uint64_t left = l->rx_f - l->f_rx;  // ~0 - f_rx when unknown
+      const uint64_t end = l->rx_f < l->rd_end ? l->rx_f : l->rd_end, left = end - l->f_rx;  // ~0 - f_rx when unknown
+      if (ICEPATH_UNLIKELY(left == 0)) return 0;  // SHUT_RD
       const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max < left ? max : left, flags & (MSG_PEEK | MSG_TRUNC));
       if (ICEPATH_LIKELY(r > 0)) {
         if (!(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
@@ -245,8 +255,11 @@ void lane_publish(lane* l) {
       if (l->peer_gone) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLHUP | (l->pending_err ? EPOLLERR : 0u);
     }
   }
-  if (l->pending_err && l->rx == rx_lane::kernel) ready |= EPOLLIN | EPOLLERR | EPOLLHUP | EPOLLRDHUP;
   if (l->tx == tx_lane::kernel && l->rx != rx_lane::fast) kernel = ~0u;
+  if (l->pending_err && l->rx == rx_lane::kernel) {  // told to us instead of the program; the rest the kernel still knows
+    ready |= EPOLLERR;
+    kernel &= ~uint32_t{EPOLLERR};
+  }
   const uint64_t old = s->rd_state.load(std::memory_order_relaxed), now = uint64_t{kernel} << 32 | ready;
   if (old == now) return;
   s->rd_state.store(now, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange

@@ -89,7 +89,9 @@ void open_timer(timer* t, nsec) {
   lane* l = lane_of_timer(t);
   if (l->phase != lane_phase::opening) return;
   // A peer that has our SYN-ACK may have sent data already: TCP itself says when this has come to nothing.
-  if (lane_may_give_up(l)) lane_open_failed(l, "handshake timed out", true);
+  // An end that is open has completed our handshake at once; one that gave up has withdrawn, and has no route by which to refuse our SYN-ACK.
+  stack_id peer;
+  if (lane_may_give_up(l) || !rendezvous_find(l->t, &peer)) lane_open_failed(l, "handshake timed out", true);
   else l->st->net.timers.arm(l->tm, l->st->net.now + open_timeout);
 }
 

@@ -269,7 +269,11 @@ void sock_wake(socket* s, uint32_t mask) {
 }
 
 readiness sock_poll(socket* s) {
-  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_acquire))) return {(s->pending_err ? 0x2019u : 0u) | (s->prefix_len.load(std::memory_order_acquire) ? 0x41u : 0u), ~0u};
+  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_acquire))) {
+    // What the kernel does not know: an error it has told us already, bytes taken from it. The rest of the mask is its own.
+    const uint32_t ours = (s->pending_err ? 8u /* EPOLLERR */ : 0u) | (s->prefix_len.load(std::memory_order_acquire) ? 0x41u /* EPOLLIN | EPOLLRDNORM */ : 0u);
+    return {ours, ~(ours & 8u)};
+  }
   const uint64_t v = s->rd_state.load(std::memory_order_seq_cst);
   return {static_cast<uint32_t>(v), static_cast<uint32_t>(v >> 32)};
 }
