@@ -265,7 +265,7 @@ void lane_advance(lane* l) {
       } else if (l->want_kernel && l->tx == tx_lane::fast && l->phase == lane_phase::open) {
         lane_demote(l, s->reason);   // asked for while it was opening
       }
-      if (ICEPATH_UNLIKELY(l->rx == rx_lane::kernel && l->tx == tx_lane::fast) && kernel_lane_dead(l->fd)) {
+      if (ICEPATH_UNLIKELY(l->tx == tx_lane::fast && (l->rx == rx_lane::kernel || l->rx_f != ~0ull)) && l->rx_hdr_seen && kernel_lane_dead(l->fd)) {
         l->tx = tx_lane::kernel;  // reset under a direction that was still fast: the kernel has the error
         l->peer_gone = true;
       }

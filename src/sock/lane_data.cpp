@@ -256,7 +256,7 @@ void lane_publish(lane* l) {
     }
   }
   if (l->tx == tx_lane::kernel && l->rx != rx_lane::fast) kernel = ~0u;
-  if (l->pending_err && l->rx == rx_lane::kernel) {  // told to us instead of the program; the rest the kernel still knows
+  if (l->pending_err) {  // told to us instead of the program; the rest the kernel still knows
     ready |= EPOLLERR;
     kernel &= ~uint32_t{EPOLLERR};
   }

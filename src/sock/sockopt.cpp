@@ -91,7 +91,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
     int e = 0;
     {
       const inside in(s);
-      if (in.l && in.l->rx == rx_lane::kernel) { e = in.l->pending_err; in.l->pending_err = 0; }
+      if (in.l) { e = in.l->pending_err; in.l->pending_err = 0; }
     }
     if (!e && s->pending_err) { e = s->pending_err; s->pending_err = 0; }
     if (e) {
