@@ -82,5 +82,5 @@ configure() {
 build() {
   local dir=$1
   shift
-  ninja -C "$dir" "$@" >"$dir/build.log" 2>&1 || { tail -n 60 "$dir/build.log" >&2; return 1; }
+  ninja -C "$dir" "$@" >"$dir/build.log" 2>&1 || { grep -A 25 -m 3 '^FAILED: ' "$dir/build.log" >&2; return 1; }
 }
