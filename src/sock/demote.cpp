@@ -158,7 +158,7 @@ void lane_finish_if_done(lane* l) {
   lane_free(l);
   s->fast.store(false, std::memory_order_release);
   epoll_sync(s);
-  sock_wake(s, EPOLLIN | EPOLLOUT | EPOLLRDNORM | EPOLLWRNORM | EPOLLRDHUP | EPOLLHUP);
+  sock_wake(s, wake_changed);
 }
 
 bool lane_close(lane* l, bool last_chance) {

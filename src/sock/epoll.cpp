@@ -200,7 +200,19 @@ void epoll_take_incoming(epoll* ep) {
 void item_wake(wait_entry* we, uint32_t mask) {
   epoll_item* const it = reinterpret_cast<epoll_item*>(reinterpret_cast<char*>(we) - offsetof(epoll_item, we));
   const uint32_t asked = it->events.load(std::memory_order_relaxed) | ep_always;
-  if (mask && !(ep_expand_kernel(mask) & asked)) return;
+  if ((mask & wake_changed) && (asked & EPOLLET)) {
+    // A change of lanes is no event: only what the program has not been told of is.
+    uint32_t news = ep_expand_kernel(mask & ~wake_changed) & asked & ep_bits;
+    uint32_t bits = item_poll(it);
+    const bool told = it->told_out.load(std::memory_order_relaxed) || (it->ep && it->ep->drained.load(std::memory_order_relaxed) != it->added_at);
+    if (it->s && told && !it->s->tx_blocked.load(std::memory_order_relaxed)) {
+      bits &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
+      news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
+    }
+    if (!bits && !news) return;
+  } else if (mask && !(mask & wake_changed) && !(ep_expand_kernel(mask) & asked)) {
+    return;
+  }
   if (it->disabled.load(std::memory_order_relaxed)) return;
   epoll* const ep = it->ep;
   if (item_queue(it) && ep) epoll_notify(ep);

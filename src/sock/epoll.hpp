@@ -129,6 +129,8 @@ struct epoll_item {
   list_node all;                        // in ep->items
   list_node of_socket;                  // in s->items
   wait_entry we;
+  uint32_t added_at = 0;                // ep->drained at the last ADD or MOD
+  std::atomic<bool> told_out{false};    // EPOLLOUT reported since then by the fast side
   uint64_t seen_call = 0;               // reported in this call of this thread already, at place seen_at: bits are merged
   const char* seen_by = nullptr;
   int seen_at = 0;
@@ -161,6 +163,7 @@ struct epoll : file {
   std::atomic<bool> foreign{false};     // descriptors that are not ours were put in
   std::atomic<uint32_t> in_kernel{0};   // items of ours that stand in the kernel set
   std::atomic<bool> hot{true};          // the kernel set may be ready although the ring is silent
+  std::atomic<uint32_t> drained{0};     // how often the kernel set was found with no more than we had room for: all its edges are told
   std::atomic<uint32_t> empty_looks{0};
   std::atomic<uint32_t> since_look{0};  // calls since the kernel was asked
   std::atomic<uint64_t> last_look{0};   // cycles()

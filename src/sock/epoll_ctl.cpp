@@ -132,6 +132,8 @@ int add(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev, bool w
   it->fd = it->kfd = fd;
   it->events.store(ev.events, std::memory_order_relaxed);
   it->data = ev.data.u64;
+  it->added_at = ep->drained.load(std::memory_order_relaxed);
+  it->told_out.store(false, std::memory_order_relaxed);
   it->s = as_socket(target);
   it->inner = as_epoll(target);
   ep->items.push_back(it->all);
@@ -174,6 +176,8 @@ int modify(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev) {
   } else {
     it->events.store(ev.events, std::memory_order_relaxed);
     it->data = ev.data.u64;
+    it->added_at = ep->drained.load(std::memory_order_relaxed);
+    it->told_out.store(false, std::memory_order_relaxed);
     it->disabled.store(false, std::memory_order_seq_cst);
     if (item_kernel_apply(it, true, &err) && item_queue(it)) epoll_notify(ep);
   }
@@ -323,7 +327,7 @@ void epoll_sync_item(epoll_item* it) {
   if (it->dead.load(std::memory_order_relaxed)) return;
   item_kernel_apply(it, false);
   item_set_stack(it);
-  if (item_queue(it)) epoll_notify(it->ep);
+  item_wake(&it->we, wake_changed);
 }
 
 void epoll_sync(socket* s) {
@@ -353,7 +357,7 @@ void epoll_sync(socket* s) {
       epoll_unlock(ep);
     }
   }
-  sock_wake(s, ~0u);                                    // poll and select ask anew who answers what
+  sock_wake(s, wake_changed);                           // poll and select ask anew who answers what
 }
 
 void epoll_on_close(int fd, file* f) {

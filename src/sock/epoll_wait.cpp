@@ -37,7 +37,7 @@ struct wait_call {
   bool stale = false;   // the plan must be made anew
 };
 
-int kernel_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigset_t* mask) {
+int kernel_wait(epoll* ep, int epfd, epoll_event* ev, int max, nsec timeout, const sigset_t* mask) {
   int r;
   if (timeout == 0 && !mask) {
     r = real::epoll_wait(epfd, ev, max, 0);
@@ -47,6 +47,7 @@ int kernel_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigset_t
     const timespec ts = to_timespec(timeout);
     r = real::epoll_pwait2(epfd, ev, max, timeout == ~nsec{0} ? nullptr : &ts, mask);
   }
+  if (ep && r >= 0 && r < max) ep->drained.fetch_add(1, std::memory_order_relaxed);
   return r < 0 ? -errno : r;
 }
 
@@ -79,6 +80,7 @@ int translate(wait_call& c, epoll_event* ev, int n) {
       c.out[it->seen_at].events |= merged;
       continue;
     }
+    if (merged & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
     ev[w].events = merged;
     ev[w].data.u64 = it->data;
     it->seen_call = c.id;
@@ -101,7 +103,7 @@ void harvest(wait_call& c, int room) {
   ep->last_look.store(cycles(), std::memory_order_relaxed);
   ep->hot.store(false, std::memory_order_seq_cst);      // before the look: what a concurrent look leaves behind makes it hot again
   if (ep->ring.is(kready::open) && ep->ring.owner == &mux_self && kready_raised(ep->ring)) kready_ack(ep->ring, c.epfd);
-  const int r = kernel_wait(c.epfd, c.out + c.n, room, 0, nullptr);
+  const int r = kernel_wait(ep, c.epfd, c.out + c.n, room, 0, nullptr);
   if (r < 0) { if (r != -EINTR) c.err = r; return; }
   if (r == 0) { ep->empty_looks.fetch_add(1, std::memory_order_relaxed); return; }
   ep->hot.store(true, std::memory_order_release);
@@ -123,9 +125,14 @@ void collect(wait_call& c, int room) {
     --nready;
     it->queued.exchange(false, std::memory_order_seq_cst);
     if (it->dead.load(std::memory_order_relaxed) || it->disabled.load(std::memory_order_relaxed)) continue;
-    const uint32_t bits = item_poll(it);
+    uint32_t bits = item_poll(it);
     if (!bits) continue;
     const uint32_t flags = it->events.load(std::memory_order_relaxed);
+    if ((flags & EPOLLONESHOT) && it->in_kernel && it->s) {   // one report only: the kernel's bits belong to it
+      pollfd p{it->kfd, static_cast<short>(it->kreg & 0x3fff), 0};
+      if (real::poll(&p, 1, 0) > 0) bits |= static_cast<uint32_t>(p.revents) & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+    }
+    if (bits & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
     epoll_event ev;
     const bool again = it->seen_call == c.id && it->seen_by == &mux_self;
     ev.events = bits | (again ? it->seen_bits : 0);
@@ -293,7 +300,7 @@ int wait_mixed(epoll* ep, wait_call& c, nsec deadline, const sigset_t* mask) {
 
 int mux_epoll_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigset_t* mask) {
   epoll* const ep = as_epoll(fd_lookup(epfd));
-  if (!ep) return kernel_wait(epfd, ev, max, timeout, mask);
+  if (!ep) return kernel_wait(nullptr, epfd, ev, max, timeout, mask);
   if (max <= 0 || max > static_cast<int>(INT_MAX / sizeof(epoll_event))) return -EINVAL;
   wait_call c{ep, epfd, ev, max};
   nsec deadline = ~nsec{0};
@@ -302,14 +309,14 @@ int mux_epoll_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigse
     const uint64_t stacks = epoll_stacks(ep);
     if (!stacks && !epoll_fast_pending(ep)) {           // the kernel's alone
       if (timeout == 0) {
-        const int r = kernel_wait(epfd, ev, max, 0, mask);
+        const int r = kernel_wait(ep, epfd, ev, max, 0, mask);
         return r > 0 ? translate(c, ev, r) : r;
       }
       const nsec began = timed ? clock_now() : 0;
       ep->plain.fetch_add(1, std::memory_order_seq_cst);  // partner: item_set_stack
       int r = 0;
       const bool still = !epoll_stacks(ep) && !epoll_fast_pending(ep);
-      if (still) r = kernel_wait(epfd, ev, max, timeout, mask);
+      if (still) r = kernel_wait(ep, epfd, ev, max, timeout, mask);
       ep->plain.fetch_sub(1, std::memory_order_seq_cst);
       if (still && r <= 0) return r;
       if (still) r = translate(c, ev, r);

@@ -300,8 +300,10 @@ void lane_advance(lane* l) {
   lane_publish(l);
   // Only news: an edge-triggered watcher is told once.
   const uint64_t rd1 = s->rd_state.load(std::memory_order_relaxed);
-  if (l->tx != tx0 || l->rx != rx0 || l->phase != phase0) sock_wake(s, ~0u);
-  else if (const uint32_t news = static_cast<uint32_t>(rd1 & ~rd0)) sock_wake(s, news);
+  uint32_t news = static_cast<uint32_t>(rd1 & ~rd0);
+  if (l->tx != tx0) news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM};   // the kernel lane was as ready
+  if (l->tx != tx0 || l->rx != rx0 || l->phase != phase0) sock_wake(s, news | wake_changed);
+  else if (news) sock_wake(s, news);
 }
 
 void lane_kernel_input(lane* l) {

@@ -73,7 +73,7 @@ struct lane {
   uint64_t rx_n = 0;         // kernel bytes before the fast stream
   uint64_t rx_f = ~0ull;     // fast bytes before the kernel lane goes on; ~0 unknown
   uint64_t k_skip = 0;       // surplus bytes of the kernel lane to drop
-  uint64_t rd_end = ~0ull;   // rd_shut: fast bytes that are still read; later ones are dropped
+  uint64_t rd_end = ~0ull, k_rd_end = ~0ull;   // rd_shut: fast and kernel bytes that are still read; later ones are dropped
   uint32_t k_lowat = 0;      // SO_RCVLOWAT the kernel lane has now, 0: the program's
   uint64_t f_tx = 0, f_rx = 0;
   int pending_err = 0;       // positive errno, reported once after the last fast byte
@@ -88,6 +88,7 @@ inline lane* lane_of_timer(timer* t) { return reinterpret_cast<lane*>(reinterpre
 void promote_step(socket* s, int fd);                // before a plain data call
 bool promote_poll(socket* s);                        // published or attaching: give the stack a look. True: socket::fast is set now
 void lane_open_failed(lane* l, const char* why, bool again = false);   // opening -> idle, where it always was. again: it may be tried later
+void lane_unpublish(socket* s, const char* why);     // a connection that still waits for its other end does so no longer
 void lane_unmap(lane* l);                            // out of the map by tuple
 void promote_forget();                               // in a fork child
 tcp_sock* promote_syn(net& n, const four_tuple& t);  // a SYN for which TCP has no socket

@@ -202,6 +202,14 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
       return -e;
     }
     size_t limit = max;
+    if (ICEPATH_UNLIKELY(l->rd_shut) && s->k_rx.load(std::memory_order_relaxed) >= l->k_rd_end && !(l->rx == rx_lane::kernel && l->rx_hdr_seen)) {
+      // SHUT_RD: what came before is read, what comes now is forgotten.
+      const uint64_t left = l->rx == rx_lane::draining ? l->rx_n - s->k_rx.load(std::memory_order_relaxed) : max;
+      const ssize_t r = left ? lane_sys::recv(l->fd, nullptr, left, MSG_TRUNC | MSG_DONTWAIT) : 0;
+      if (r > 0) s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
+      if (r > 0 && l->rx == rx_lane::draining) continue;
+      return 0;
+    }
     if (l->rx == rx_lane::draining) {
       const uint64_t left = l->rx_n - s->k_rx.load(std::memory_order_relaxed);
       if (left < limit) limit = left;
@@ -215,7 +223,7 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
     } else {
       r = lane_sys::recv(l->fd, nullptr, limit, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
     }
-    if (r < 0) return -errno;
+    if (r < 0) return l->rd_shut && errno == EAGAIN ? 0 : -errno;
     if (!(flags & MSG_PEEK)) {
       s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
       if (l->rx == rx_lane::draining) settle(l);
@@ -251,11 +259,14 @@ void lane_publish(lane* l) {
         kernel |= EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI;
         if (have < s->rcvlowat && l->f_rx + have == l->rx_f) kernel |= EPOLLIN | EPOLLRDNORM | EPOLLRDBAND;
       }
-      if (l->rd_shut) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
       if (l->peer_gone) ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP | EPOLLHUP | (l->pending_err ? EPOLLERR : 0u);
     }
   }
   if (l->tx == tx_lane::kernel && l->rx != rx_lane::fast) kernel = ~0u;
+  if (ICEPATH_UNLIKELY(l->rd_shut)) {
+    ready |= EPOLLIN | EPOLLRDNORM | EPOLLRDHUP;
+    kernel &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDHUP};
+  }
   if (l->pending_err) {  // told to us instead of the program; the rest the kernel still knows
     ready |= EPOLLERR;
     kernel &= ~uint32_t{EPOLLERR};

@@ -265,7 +265,15 @@ void lane_open_failed(lane* l, const char* why, bool again) {
     return;
   }
   epoll_sync(s);
-  sock_wake(s, ~0u);
+  sock_wake(s, wake_changed);
+}
+
+void lane_unpublish(socket* s, const char* why) {
+  stack* st = s->st;
+  if (!st || s->fast.load(std::memory_order_acquire) || !stack_enter(st)) return;
+  lane* l = s->ln;
+  if (l && l->s == s && (l->phase == lane_phase::published || l->phase == lane_phase::attaching)) lane_open_failed(l, why);
+  stack_leave(st);
 }
 
 void lane_unmap(lane* l) {

@@ -245,6 +245,10 @@ void leave_for_good(socket* s, const char* why) {
   stack_leave(st);
 }
 
+void note_blocked(socket* s, bool blocked) {
+  if (s->tx_blocked.load(std::memory_order_relaxed) != blocked) s->tx_blocked.store(blocked, std::memory_order_relaxed);
+}
+
 }  // namespace
 
 bool sock_plain_tx_begin(socket* s, int fd) {
@@ -278,7 +282,10 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
       call c{s, fd, view(m.iov, m.iovcnt), 0, 0, 0, m.flags, false, false, 0};
       if (c.m.count == 0) return sock_empty_send(s, fd, m.flags);
       const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->sndtimeo);
-      if (ICEPATH_LIKELY(r != not_fast)) return r;
+      if (ICEPATH_LIKELY(r != not_fast)) {
+        note_blocked(s, c.m.count != 0);
+        return r;
+      }
       if (fd_lookup(fd) != s) return -EBADF;
       continue;
     }
@@ -297,6 +304,7 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
     h.msg_iov = const_cast<iovec*>(m.iov);
     h.msg_iovlen = m.iovcnt;
     const ssize_t r = m.iovcnt == 1 && !m.hdr && !m.name ? real::send(fd, m.iov->iov_base, m.iov->iov_len, m.flags) : real::sendmsg(fd, &h, m.flags);
+    note_blocked(s, r < 0 ? errno == EAGAIN : m.iovcnt && static_cast<size_t>(r) < m.iov->iov_len);
     if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
     s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
     return r;

@@ -46,6 +46,7 @@ struct socket : file {
   uint16_t family = 0;
   std::atomic<bool> fast{false};        // true from the moment any call must look at the lanes (promotion committed)
   std::atomic<bool> nonblock{false};
+  std::atomic<bool> tx_blocked{false};  // the last non-blocking send did not take all: the edge of EPOLLOUT is owed
   std::atomic<bool> soft_block{false};  // blocking plain calls wait where a promotion can interrupt them
   std::atomic<bool> never{false};       // must not be promoted (again); `reason` says why
   std::atomic<uint32_t> rx_calls{0}, tx_calls{0};   // kernel calls in flight: promotion waits for zero
@@ -138,6 +139,8 @@ struct readiness { uint32_t ready, kernel_bits; };
 readiness sock_poll(socket* s);                              // any thread
 void sock_add_waiter(socket* s, wait_entry* w);
 void sock_del_waiter(socket* s, wait_entry* w);
+// Not an event: lanes have changed, who answers which bit is to be asked again. Given alone or with events that are news.
+constexpr uint32_t wake_changed = 1u << 26;
 void sock_wake(socket* s, uint32_t mask);                    // runs the waiters
 
 // ---- epoll, poll, select (src/sock/epoll.cpp, poll.cpp, select.cpp)

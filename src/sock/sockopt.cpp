@@ -191,6 +191,7 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
 
 int sock_shutdown(socket* s, int fd, int how) {
   bool hold_read = false, hold_write = false;
+  lane_unpublish(s, "shut down");
   {
     const inside in(s);
     if (in.l && in.l->sk && in.l->phase == lane_phase::opening && lane_may_give_up(in.l)) lane_open_failed(in.l, "shut down");
@@ -202,9 +203,14 @@ int sock_shutdown(socket* s, int fd, int how) {
         hold_write = !lane_shut_write(in.l);
         s->reason = "shut down";
       }
-      if (how != SHUT_WR && in.l->rx != rx_lane::kernel) {
+      if (how != SHUT_WR && !(in.l->rx == rx_lane::kernel && in.l->rx_hdr_seen)) {
         // The kernel lane still has to bring the peer's header: reading is shut here, and there once it is the kernel's turn again.
-        if (!in.l->rd_shut) in.l->rd_end = in.l->f_rx + lane_unread(in.l);
+        if (!in.l->rd_shut) {
+          int k = 0;
+          real::ioctl(in.l->fd, FIONREAD, &k);
+          in.l->rd_end = in.l->f_rx + lane_unread(in.l);
+          in.l->k_rd_end = in.l->rx == rx_lane::fast ? 0 : s->k_rx.load(std::memory_order_relaxed) + static_cast<uint64_t>(k);
+        }
         in.l->rd_shut = true;
         hold_read = true;
       }
