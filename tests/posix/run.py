@@ -97,7 +97,7 @@ def main():
     p.add_argument("--lib")
     p.add_argument("--promote", choices=("eager", "lazy"), default="eager")
     p.add_argument("--expect-fast", type=int, default=0, metavar="BYTES")
-    p.add_argument("--timeout", type=float, default=20.0)
+    p.add_argument("--timeout", type=float, default=50.0)
     p.add_argument("--drop-unstable", action="store_true")
     p.add_argument("cases", nargs="*")
     o = p.parse_args()
