@@ -46,8 +46,11 @@ def test_many_quick_turns(_):
 
 
 def test_off_both_ends_at_once(_):
-    srv, cli = stream_pair(5)
-    for _ in range(10):
+    srv, cli = stream_pair(8)
+    end, turns = time.monotonic() + 5, 0
+    while time.monotonic() < end and turns < 10:
+        turns += 1
+        check(cli.alive(), f"the client ended early: {cli.err()[-1000:]}")
         jobs = [lib.Program("kernel", [lib.COMMAND, "off", p.pid]) for p in (srv, cli)]
         for j in jobs:
             j.wait(20)
