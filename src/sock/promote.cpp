@@ -223,7 +223,10 @@ void promote_step(socket* s, int fd) {
       s->k_tx.load(std::memory_order_relaxed) + s->k_rx.load(std::memory_order_relaxed) < lazy_bytes)
     return;
   if (s->retry_at && clock_now() < s->retry_at) return;
-  publish(s, fd);
+  // One of several threads: two would each make a lane, on their own stacks.
+  if (s->publishing.exchange(true, std::memory_order_acquire)) return;
+  if (!s->ln && !s->never.load(std::memory_order_relaxed)) publish(s, fd);
+  s->publishing.store(false, std::memory_order_release);
 }
 
 bool promote_poll(socket* s) {

@@ -51,6 +51,7 @@ struct socket : file {
   std::atomic<bool> never{false};       // must not be promoted (again); `reason` says why
   std::atomic<uint32_t> rx_calls{0}, tx_calls{0};   // kernel calls in flight: promotion waits for zero
   std::atomic<uint64_t> k_tx{0}, k_rx{0};           // bytes that went by the kernel lane since birth
+  std::atomic<bool> publishing{false};  // a thread is about to give it a lane
   std::atomic<uint32_t> ops{0};         // data calls so far, for lazy promotion
   uint64_t past_fast_tx = 0, past_fast_rx = 0;      // bytes of fast connections that are over; owner word
   uint8_t tries = 0;                    // promotions that came to nothing, since the last one that did not
