@@ -149,11 +149,14 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
     stack* st = c.s->st;
     if (!st) return not_fast;
     if (!stack_enter(st)) return -EAGAIN;  // a signal handler over the owner of the stack: nothing can be done now
-    // Once more after a look at the ring: a non-blocking reader may be the only one who polls it.
-    const bool end = attempt_inside(c, st) || (stack_poll_inside(st) && attempt_inside(c, st));
+    // Again after each look at the ring that found something: a non-blocking caller may be the only one who polls it, and EAGAIN means that
+    // nothing moves any more.
+    bool end = attempt_inside(c, st);
+    for (unsigned i = 0; i < 32 && !end && stack_poll_inside(st); ++i) end = attempt_inside(c, st);
     stack_leave(st);
     return end ? c.result : c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
   }
+  const uint32_t began = timeo == ~nsec{0} ? signals_breaking : signals_seen;
   if (attempt(c) || (timeo == ~nsec{0} && spin(c))) return c.result;
   if (!sock_hold(c.s, c.fd)) return c.done ? static_cast<ssize_t>(c.done) : -EBADF;
   c.held = true;
@@ -163,6 +166,7 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
   p.ctx = &c;
   p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
   p.restart = timeo == ~nsec{0};
+  p.since = &began;
   for (;;) {
     stack* st = c.s->st;
     if (!st) return c.done ? static_cast<ssize_t>(c.done) : not_fast;

@@ -87,19 +87,19 @@ void drain(waiter* w) {
   raw_syscall(SYS_read, w->event_fd, &v, sizeof v);
 }
 
-int sleep_once(const wait_plan& p, waiter* w, nsec timeout) {
+int sleep_once(const wait_plan& p, waiter* w, nsec timeout, const sigset_t* mask) {
   int wake[66];
   unsigned n = 0;
   each_stack(p.stacks, [&](stack* s) { wake[n++] = stack_wake_fd(s); });
   if (w->event_fd >= 0) wake[n++] = w->event_fd;
-  if (p.sleep) return p.sleep(p.ctx, wake, n, timeout, p.mask);
+  if (p.sleep) return p.sleep(p.ctx, wake, n, timeout, mask);
   pollfd few[80];
   pollfd* f = p.nfds + n <= 80 ? few : static_cast<pollfd*>(mem_alloc((p.nfds + n) * sizeof(pollfd)));
   if (!f) return -ENOMEM;
   for (unsigned i = 0; i < p.nfds; ++i) f[i] = {p.fds[i].fd, p.fds[i].events, 0};
   for (unsigned i = 0; i < n; ++i) f[p.nfds + i] = {wake[i], POLLIN, 0};
   const timespec ts{static_cast<time_t>(timeout / sec_ns), static_cast<long>(timeout % sec_ns)};
-  const int r = real::ppoll(f, p.nfds + n, timeout == ~nsec{0} ? nullptr : &ts, p.mask);
+  const int r = real::ppoll(f, p.nfds + n, timeout == ~nsec{0} ? nullptr : &ts, mask);
   const int e = r < 0 ? errno : 0;
   for (unsigned i = 0; i < p.nfds; ++i) p.fds[i].revents = r > 0 ? f[i].revents : short{0};
   if (f != few) mem_free(f);
@@ -173,7 +173,7 @@ sock_sleeper::~sock_sleeper() {
 int wait_until(const wait_plan& p) {
   waiter* const w = this_waiter();
   const volatile uint32_t& signals = p.restart ? signals_breaking : signals_seen;
-  const uint32_t sig0 = signals;
+  const uint32_t sig0 = p.since ? *p.since : signals;
   int r;
   if ((r = p.check(p.ctx)) > 0) return r;
   const uint64_t began = cycles();
@@ -234,7 +234,15 @@ int wait_until(const wait_plan& p) {
       const nsec now = clock_now();
       timeout = wake_at > now ? wake_at - now : 0;
     }
-    int slept = signals != sig0 ? -EINTR : timeout == 0 ? 0 : sleep_once(p, w, timeout);
+    // A handler that runs between the last look and the sleep must end the sleep: signals are let in by the sleep itself.
+    int slept = 0;
+    if (timeout != 0) {
+      sigset_t all, mask;
+      sigfillset(&all);
+      raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, _NSIG / 8);
+      slept = signals != sig0 ? -EINTR : sleep_once(p, w, timeout, p.mask ? p.mask : &mask);
+      raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, _NSIG / 8);
+    }
     w->sleeping.store(0, std::memory_order_relaxed);
     w->signaled.store(0, std::memory_order_relaxed);  // the checks below look at everything
     drain(w);

@@ -66,6 +66,7 @@ struct wait_plan {
   void* ctx = nullptr;
   nsec deadline = ~nsec{0};           // absolute
   const sigset_t* mask = nullptr;     // for the sleep, as ppoll
+  const uint32_t* since = nullptr;    // signals_breaking (restart) or signals_seen when the call began; null: when wait_until is called
   bool spun = false;                  // the caller has spun already: the first round sleeps
   bool restart = false;               // the call goes on after a handler with SA_RESTART (recv, send without a timeout)
 };
