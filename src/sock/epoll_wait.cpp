@@ -128,7 +128,7 @@ void collect(wait_call& c, int room) {
     uint32_t bits = item_poll(it);
     if (!bits) continue;
     const uint32_t flags = it->events.load(std::memory_order_relaxed);
-    if ((flags & EPOLLONESHOT) && it->in_kernel && it->s) {   // one report only: the kernel's bits belong to it
+    if ((flags & (EPOLLONESHOT | EPOLLET)) && it->in_kernel && it->s) {   // one report: the bits the kernel answers belong to it
       pollfd p{it->kfd, static_cast<short>(it->kreg & 0x3fff), 0};
       if (real::poll(&p, 1, 0) > 0) bits |= static_cast<uint32_t>(p.revents) & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
     }
