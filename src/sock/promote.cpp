@@ -1,6 +1,7 @@
 // Promotion: when, with whom, and the way onto the ring. See lane.hpp. promote_step runs in the thread that makes the data call; the rest under
 // the owner word of the lane's stack. Whatever goes wrong before a fast header is written leaves the connection in the kernel, untouched.
 #include <errno.h>
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/ioctl.h>
@@ -67,6 +68,12 @@ const char* unsupported_option(int fd) {
   len = sizeof name;
   if (real::getsockopt(fd, SOL_SOCKET, SO_BINDTODEVICE, name, &len) == 0 && len > 0 && name[0]) return "SO_BINDTODEVICE";
   return nullptr;
+}
+
+// Corked bytes in the kernel lane would have to be let go for the switch: it waits until the program lets them go.
+bool held_by_cork(int fd) {
+  int cork = 0, unsent = 0;
+  return int_option(fd, IPPROTO_TCP, TCP_CORK, &cork) && cork && real::ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0;
 }
 
 void mirror_options(lane* l) {
@@ -145,7 +152,7 @@ void try_open(lane* l) {
     case stack_attach::failed: lane_open_failed(l, "no ring to the peer", true); return;
     case stack_attach::ready: break;
   }
-  if (!lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
+  if (held_by_cork(l->fd) || !lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return; }
   begin_opening(l, sk);
@@ -308,7 +315,7 @@ tcp_sock* promote_syn(net& n, const four_tuple& t) {
   uint16_t txq;
   uint8_t mac[6];
   if (stack_attach_peer(st, peer, &txq, mac) != stack_attach::ready) return nullptr;  // the SYN is sent again
-  if (!lane_commit(l)) return nullptr;
+  if (held_by_cork(l->fd) || !lane_commit(l)) return nullptr;
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return nullptr; }
   begin_opening(l, sk);

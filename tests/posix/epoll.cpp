@@ -294,9 +294,10 @@ void fairness(duo&) {
     if (k != 3) say("got %d", k);
     for (int j = 0; j < k; j++) seen[e[j].data.u64]++;
   }
-  int least = 1000, most = 0;
-  for (int i = 0; i < n; i++) least = std::min(least, seen[static_cast<uint64_t>(i)]), most = std::max(most, seen[static_cast<uint64_t>(i)]);
-  say("each seen between %d and %d times", least, most);
+  // Equal shares would be 3. That none starves is the rule; the exact turn is nobody's promise.
+  int least = 1000;
+  for (int i = 0; i < n; i++) least = std::min(least, seen[static_cast<uint64_t>(i)]);
+  say("each seen at least twice: %s", least >= 2 ? "yes" : "no");
   for (auto* p : all) delete p;
   events("all closed", ep);
   close(ep);
