@@ -43,6 +43,23 @@ void drop_fast(lane* l) {
 // A peer that has not met our fast header reads the kernel lane without limit and would take a kernel header for data.
 bool lane_header_acked(const lane* l) { return l->sk && tcp_outq(l->sk) <= l->f_tx; }
 
+uint32_t lane_header_flags(const lane* l) {
+  return l->we_closed ? header_closed | (static_cast<uint32_t>(l->f_rx + lane_unread(l)) & ~header_closed) : 0;
+}
+
+// As the kernel: what is written to an end that has closed is answered with RST, by the kernel lane, so it goes there from now on; without a header,
+// nobody would read that. Bytes that were under way when it closed have earned their RST already.
+void lane_peer_closed(lane* l, bool lost) {
+  if (l->peer_closed) return;
+  l->peer_closed = true;
+  if (l->tx != tx_lane::fast) return;
+  l->tx = tx_lane::kernel;
+  l->held = lane_held::none;
+  l->tx_wanted = false;
+  if (lost) lane_sys::send(l->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+  lane_note(l);
+}
+
 // The kernel header is written. The peer's helper thread will see it; a word on the ring makes that at once.
 void lane_tell_kernel(lane* l) {
   if (!l->sk || l->peer_gone || l->phase != lane_phase::open || (tcpf(l->sk->state) & (tcpf(TCP_ESTABLISHED) | tcpf(TCP_CLOSE_WAIT))) == 0) return;
@@ -59,7 +76,7 @@ bool lane_tx_to_kernel(lane* l) {
       return false;
     }
     l->tx_wanted = false;
-    const kernel_header h{kernel_magic, 0, l->f_tx};
+    const kernel_header h{kernel_magic, lane_header_flags(l), l->f_tx};
     std::memcpy(l->out, &h, sizeof h);
     l->out_len = sizeof h;
     l->out_off = 0;
@@ -118,7 +135,7 @@ void lane_finish_if_done(lane* l) {
     if (l->peer_gone || l->sk->state == TCP_CLOSE || tcp_outq(l->sk) == 0) lane_tx_to_kernel(l);
     else l->sk->sock_nospace = true;   // write_space brings us back
   }
-  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
+  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || l->peer_closed || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
   if (l->phase == lane_phase::closing) {
     // A connection that a fork child may hold goes home in both directions.
     const bool rx_home = l->peer_gone || (l->rx_hdr_seen && l->rx == rx_lane::kernel && l->f_rx == l->rx_f && !l->k_skip);
@@ -168,6 +185,10 @@ bool lane_close(lane* l, bool last_chance) {
   bool finished = true;
   const bool shared = l->s->shared.load(std::memory_order_relaxed);
   const bool live = l->sk && !l->peer_gone && (l->phase == lane_phase::open || l->phase == lane_phase::closing);
+  if (live && !shared) {
+    l->we_closed = true;
+    l->sk->lane_opt_tx |= LANE_OPT_CLOSED;
+  }
   if (!last_chance && shared && l->sk && !lane_may_give_up(l) && l->phase != lane_phase::closing && !l->peer_gone) {
     finished = false;            // a fork child may go on with it: home it goes, in both directions
   } else if (!last_chance && l->sk && lane_moving(l)) {
@@ -177,6 +198,7 @@ bool lane_close(lane* l, bool last_chance) {
     const linger lg{1, 0};
     real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
     l->tx = tx_lane::kernel;
+    lane_tell_kernel(l);
   } else if (live) {
     // What is not acknowledged goes by the kernel: the receiver drops what it has twice. Much of it only when there is no other way.
     if (l->tx == tx_lane::fast && (last_chance || lane_outq(l) <= 64 * 1024)) lane_move(l);
@@ -184,7 +206,8 @@ bool lane_close(lane* l, bool last_chance) {
       pollfd p{l->fd, POLLOUT, 0};
       real::poll(&p, 1, 1000);
     }
-    finished = l->tx == tx_lane::kernel && !l->tail && l->out_len == 0 && (l->moved || lane_outq(l) == 0);
+    finished = l->tx == tx_lane::kernel && !l->tail && l->out_len == 0 && (l->moved || l->peer_closed || lane_outq(l) == 0);
+    lane_tell_kernel(l);   // also that we have closed: a kernel header of earlier did not say so
   }
   if (!finished && !last_chance) {
     const int d = real::fcntl(l->fd, F_DUPFD_CLOEXEC, 3);

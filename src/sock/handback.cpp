@@ -332,7 +332,7 @@ bool lane_move(lane* l) {
     const size_t outq = lane_outq(l), left = outq < l->f_tx ? outq : static_cast<size_t>(l->f_tx);
     auto* b = static_cast<uint8_t*>(mem_alloc(sizeof(kernel_header) + left));
     if (b && tcp_peek_send_queue(l->st->net, l->sk, static_cast<uint32_t>(outq - left), b + sizeof(kernel_header), left) == left) {
-      const kernel_header h{kernel_magic, 0, l->f_tx - left};
+      const kernel_header h{kernel_magic, lane_header_flags(l), l->f_tx - left};
       std::memcpy(b, &h, sizeof h);
       l->tail = b;
       l->tail_len = sizeof h + left;

@@ -261,6 +261,11 @@ void lane_advance(lane* l) {
       if (!l->fatal) read_fast_header(l);
       if (ICEPATH_UNLIKELY((l->opt_seen | l->sk->lane_opt_rx) || l->hand_back || lane_moving(l))) {
         lane_handback_step(l);
+        if ((l->opt_seen & LANE_OPT_CLOSED) && !l->peer_closed) {
+          // Not before the kernel lane says how the stream to us ends: the program learns both at once.
+          if (l->rx == rx_lane::fast && l->rx_f == ~0ull) lane_kernel_input(l);
+          if (l->rx != rx_lane::fast || l->rx_f != ~0ull) lane_peer_closed(l, l->f_tx != 0 && lane_outq(l) != 0);
+        }
         if ((l->opt_seen & LANE_OPT_DEMOTE) && l->tx == tx_lane::fast && l->held == lane_held::none) lane_tx_to_kernel(l);
       } else if (l->want_kernel && l->tx == tx_lane::fast && l->phase == lane_phase::open) {
         lane_demote(l, s->reason);   // asked for while it was opening
@@ -284,7 +289,7 @@ void lane_advance(lane* l) {
             l->peer_gone = true;
             l->pending_err = ECONNRESET;
             real::shutdown(l->fd, SHUT_RDWR);
-          } else if (l->sk->write_seq != l->sk->snd_una && !kernel_lane_dead(l->fd)) {
+          } else if (l->f_tx != 0 && l->sk->write_seq != l->sk->snd_una && !kernel_lane_dead(l->fd)) {
             lane_sys::send(l->fd, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);  // sent to a closed end: the kernel's answers with RST
           }
           if (l->rx_f == ~0ull) l->rx_f = l->f_rx + lane_unread(l);
@@ -337,6 +342,7 @@ void lane_kernel_input(lane* l) {
       } else {
         l->rx_f = h.f;
       }
+      if (h.flags & header_closed) lane_peer_closed(l, ((static_cast<uint32_t>(l->f_tx) ^ h.flags) & ~header_closed) != 0);
       return;
     }
     l->pending_err = EPROTO;

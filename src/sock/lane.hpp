@@ -28,15 +28,19 @@ enum class lane_phase : uint8_t {
   closing,     // last fd closed; what is queued is still being delivered (orphan)
 };
 
-// Bits of the lane option. DEMOTE: move your sending direction to the kernel lane. KERNEL: my kernel header is in the kernel lane, look. The others:
-// handback.cpp.
-enum : uint8_t { LANE_OPT_DEMOTE = 1, LANE_OPT_RETURN = 2, LANE_OPT_FROZEN = 4, LANE_OPT_RETURNED = 8, LANE_OPT_CANNOT = 16, LANE_OPT_KERNEL = 32 };
+// Bits of the lane option. DEMOTE: move your sending direction to the kernel lane. KERNEL: my kernel header is in the kernel lane, look. CLOSED:
+// my program has closed, whoever writes to me writes to nobody. The others: handback.cpp.
+enum : uint8_t { LANE_OPT_DEMOTE = 1, LANE_OPT_RETURN = 2, LANE_OPT_FROZEN = 4, LANE_OPT_RETURNED = 8, LANE_OPT_CANNOT = 16, LANE_OPT_KERNEL = 32,
+                LANE_OPT_CLOSED = 64 };
 enum class lane_back : uint8_t { none, asked, returned };             // our receive direction goes home
 enum class lane_held : uint8_t { none, freezing, frozen, writing };   // our sending direction waits while the peer's goes home
 
 struct fast_header { uint32_t magic, row; uint64_t n; };
 struct kernel_header { uint32_t magic, flags; uint64_t f; };
 static_assert(sizeof(fast_header) == 16 && sizeof(kernel_header) == 16);
+// kernel_header::flags of an end that has closed, not only shut its sending direction: nothing it is sent will be read. The low bits are those of
+// the count of fast bytes that had reached it.
+constexpr uint32_t header_closed = 0x80000000u;
 constexpr uint32_t fast_magic = 0x31504349, kernel_magic = 0x314b4349;
 
 struct lane {
@@ -60,6 +64,8 @@ struct lane {
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
   bool closing = false;      // the last fd closed while it was opening
   bool fin_wanted = false;   // shutdown(SHUT_WR): the kernel lane is shut when our bytes are in it
+  bool peer_closed = false;  // our direction goes to nobody: the kernel lane answers what is written (RST, then EPIPE)
+  bool we_closed = false;    // our program has closed, and nobody else has the connection: the kernel header says so
   bool moved = false;        // what was not acknowledged has been moved to the kernel lane
   lane_back back = lane_back::none;
   lane_held held = lane_held::none;
@@ -120,6 +126,8 @@ size_t lane_outq(const lane* l);
 // ---- demotion (demote.cpp)
 void lane_demote(lane* l, const char* why);          // both directions, soft: the process still reads what is queued
 bool lane_tx_to_kernel(lane* l);                     // our direction: false while the kernel header cannot be written
+uint32_t lane_header_flags(const lane* l);           // of a kernel header of ours
+void lane_peer_closed(lane* l, bool lost);           // the peer's program has closed. lost: not all we sent had reached it
 void lane_tell_kernel(lane* l);                      // the peer should look at its kernel lane now
 bool lane_header_acked(const lane* l);               // the peer's TCP has our fast header: a kernel header cannot overtake it
 void lane_steer(lane* l);                            // T08: after a call by a thread whose stack this is not

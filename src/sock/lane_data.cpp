@@ -2,6 +2,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <linux/sockios.h>
+#include <poll.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
@@ -142,6 +143,14 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
   if (ICEPATH_UNLIKELY(flags & MSG_OOB)) {  // not among the bytes that the fast header counts
     if (l->phase == lane_phase::opening || (l->tx == tx_lane::fast && !lane_tx_to_kernel(l))) return -EAGAIN;
   }
+  if (ICEPATH_UNLIKELY(l->tx == tx_lane::fast && (!l->rx_hdr_seen || l->rx == rx_lane::draining))) {
+    // The program still reads, and polls, the kernel lane: a reset there may be known to it before the ring has told us.
+    pollfd p{l->fd, 0, 0};
+    if (real::poll(&p, 1, 0) > 0) {
+      l->peer_gone = true;
+      lane_peer_closed(l, false);
+    }
+  }
   if (ICEPATH_LIKELY(l->tx == tx_lane::fast)) {
     const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
     if (ICEPATH_LIKELY(r > 0)) {
@@ -222,6 +231,13 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
       r = lane_sys::recvmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
     } else {
       r = lane_sys::recv(l->fd, nullptr, limit, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
+    }
+    if (ICEPATH_UNLIKELY(r < 0 && l->tx == tx_lane::fast) && errno != EAGAIN && errno != EINTR && errno != EFAULT) {
+      // The kernel lane is over, and has said so only once: nobody reads the fast lane either.
+      const int e = errno;
+      l->peer_gone = true;
+      lane_peer_closed(l, false);
+      return -e;
     }
     if (r < 0) return l->rd_shut && errno == EAGAIN ? 0 : -errno;
     if (!(flags & MSG_PEEK)) {

@@ -311,7 +311,16 @@ void sock_check_connected(socket* s, int fd) {
 }
 
 ssize_t sock_empty_send(socket* s, int fd, int flags) {
-  (void)s;
+  if (stack* st = s->st; st && stack_enter(st)) {
+    int e = 0;
+    if (lane* l = s->ln; l && l->s == s) {
+      e = l->pending_err ? l->pending_err : l->fin_wanted ? EPIPE : 0;
+      l->pending_err = 0;
+      lane_publish(l);
+    }
+    stack_leave(st);
+    if (e) return -e;
+  }
   const ssize_t r = real::send(fd, "", 0, flags | MSG_DONTWAIT);  // TCP sends nothing; the kernel knows the errors
   return r < 0 ? (errno == EPIPE ? -EPIPE_RAISED : -errno) : r;
 }

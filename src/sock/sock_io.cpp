@@ -57,7 +57,8 @@ bool attempt_inside(call& c, stack* st) {
   socket* s = c.s;
   bool end = true;
   // What is acknowledged already must not count as in flight: its ACK would push out what MSG_MORE holds back.
-  if (ICEPATH_UNLIKELY(!c.rx && (c.flags & MSG_MORE))) stack_poll_inside(st);
+  // A peer that has ended its direction may have closed since: then this write is the kernel lane's to answer.
+  if (ICEPATH_UNLIKELY(!c.rx && ((c.flags & MSG_MORE) || (s->ln && s->ln->rx_f != ~0ull)))) stack_poll_inside(st);
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;

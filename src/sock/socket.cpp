@@ -45,6 +45,7 @@ void finish(socket* s, stack** held) {
   stack* st = s->st;
   if (!st || !s->ln) return;
   const bool entered = stack_enter(st);
+  if (entered) stack_poll_inside(st);   // bytes that are here and unread make the close a reset
   lane* l = s->ln;
   if (l && l->s == s) {
     st->net.now = clock_now();
