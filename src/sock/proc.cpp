@@ -60,7 +60,7 @@ void demote_one(socket* s, void* ctx) {
     return;
   }
   if (!stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st) {
     st->net.now = clock_now();
     ++d->count;
     lane_demote(l, d->why);
@@ -77,7 +77,7 @@ void claim_one(socket* s, void* ctx) {
   if (s->serial != c->serial) return;
   stack* st = s->st;
   if (st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s) {
+    if (lane* l = s->ln; l && l->s == s && l->st == st) {
       st->net.now = clock_now();
       if (!l->want_kernel || l->back == lane_back::none) lane_handback(l, fork_reason);
       lane_run_work(st);
@@ -98,7 +98,7 @@ void allow_again(socket* s, void* ctx) {
   s->never.store(false);
   stack* st = s->st;
   if (st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s) l->want_kernel = false;
+    if (lane* l = s->ln; l && l->s == s && l->st == st) l->want_kernel = false;
     stack_leave(st);
   }
 }
@@ -133,7 +133,7 @@ void share_at_fork(socket* s, void*) {
   if (s->fast.load()) { s->shared.store(true); return; }
   stack* st = s->st;
   if (st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s && !s->fast.load()) lane_open_failed(l, fork_reason);
+    if (lane* l = s->ln; l && l->s == s && l->st == st && !s->fast.load()) lane_open_failed(l, fork_reason);
     stack_leave(st);
   }
   if (s->fast.load()) { s->shared.store(true); return; }
@@ -172,7 +172,7 @@ void child_socket(socket* s, void* ctx) {
 void exit_one(socket* s, void*) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s && l->sk) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk) {
     st->net.now = clock_now();
     lane_close(l, true);
     s->ln = nullptr;
@@ -219,7 +219,7 @@ int demoted(void* ctx) {
   auto* s = static_cast<socket*>(ctx);
   stack* st = s->st;
   if (s->fast.load(std::memory_order_acquire) && st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s && l->sk && l->phase == lane_phase::open) { st->net.now = clock_now(); lane_note(l); lane_run_work(st); }
+    if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && l->phase == lane_phase::open) { st->net.now = clock_now(); lane_note(l); lane_run_work(st); }
     stack_leave(st);
   }
   return s->fast.load(std::memory_order_acquire) ? 0 : 1;
@@ -228,7 +228,7 @@ int demoted(void* ctx) {
 void home_one(socket* s, void*) {
   stack* st = s->st;
   if (!s->shared.load() || !st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st) {
     st->net.now = clock_now();
     lane_handback(l, "exit");
     lane_run_work(st);
@@ -240,13 +240,13 @@ struct pending { unsigned n; };
 void pending_one(socket* s, void* ctx) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s && l->sk && !l->peer_gone) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && !l->peer_gone) {
     st->net.now = clock_now();
     lane_note(l);
     lane_run_work(st);
-    const bool unacked = s->ln == l && l->s == s && l->sk &&
+    const bool unacked = s->ln == l && l->s == s && l->st == st && l->sk &&
                          (l->tx == tx_lane::fast ? !lane_header_acked(l) : !l->moved && lane_outq(l) != 0);
-    if (s->ln == l && l->s == s && l->sk && !l->peer_gone && (lane_moving(l) || s->shared.load() || unacked)) ++static_cast<pending*>(ctx)->n;
+    if (s->ln == l && l->s == s && l->st == st && l->sk && !l->peer_gone && (lane_moving(l) || s->shared.load() || unacked)) ++static_cast<pending*>(ctx)->n;
   }
   stack_leave(st);
 }
@@ -275,7 +275,7 @@ int sock_demote(socket* s, const char* why) {
   if (s->inherited.load()) sock_claim_inherited(s);
   stack* st = s->st;
   if (st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s) {
+    if (lane* l = s->ln; l && l->s == s && l->st == st) {
       st->net.now = clock_now();
       lane_handback(l, why);
       lane_run_work(st);
@@ -313,7 +313,7 @@ void sock_check_connected(socket* s, int fd) {
 ssize_t sock_empty_send(socket* s, int fd, int flags) {
   if (stack* st = s->st; st && stack_enter(st)) {
     int e = 0;
-    if (lane* l = s->ln; l && l->s == s) {
+    if (lane* l = s->ln; l && l->s == s && l->st == st) {
       e = l->pending_err ? l->pending_err : l->fin_wanted ? EPIPE : 0;
       l->pending_err = 0;
       lane_publish(l);

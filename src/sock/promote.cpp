@@ -241,7 +241,7 @@ bool promote_poll(socket* s) {
   if (!st || !stack_try_enter(st)) return s->fast.load(std::memory_order_acquire);
   stack_poll_inside(st);
   lane* l = s->ln;
-  if (l && l->s == s && l->phase == lane_phase::attaching) try_open(l);
+  if (l && l->s == s && l->st == st && l->phase == lane_phase::attaching) try_open(l);
   stack_leave(st);
   return s->fast.load(std::memory_order_acquire);
 }
@@ -282,7 +282,7 @@ void lane_unpublish(socket* s, const char* why) {
   stack* st = s->st;
   if (!st || s->fast.load(std::memory_order_acquire) || !stack_enter(st)) return;
   lane* l = s->ln;
-  if (l && l->s == s && (l->phase == lane_phase::published || l->phase == lane_phase::attaching)) lane_open_failed(l, why);
+  if (l && l->s == s && l->st == st && (l->phase == lane_phase::published || l->phase == lane_phase::attaching)) lane_open_failed(l, why);
   stack_leave(st);
 }
 

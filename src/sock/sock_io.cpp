@@ -60,7 +60,7 @@ bool attempt_inside(call& c, stack* st) {
   // A peer that has ended its direction may have closed since: then this write is the kernel lane's to answer.
   if (ICEPATH_UNLIKELY(!c.rx && ((c.flags & MSG_MORE) || (s->ln && s->ln->rx_f != ~0ull)))) stack_poll_inside(st);
   lane* l = s->ln;
-  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s)) {
+  if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s || l->st != st)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
   } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s && !c.held)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
@@ -242,7 +242,7 @@ void leave_for_good(socket* s, const char* why) {
   s->never.store(true, std::memory_order_relaxed);
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st) {
     st->net.now = clock_now();
     lane_demote(l, why);
     lane_run_work(st);

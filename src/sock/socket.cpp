@@ -47,7 +47,7 @@ void finish(socket* s, stack** held) {
   const bool entered = stack_enter(st);
   if (entered) stack_poll_inside(st);   // bytes that are here and unread make the close a reset
   lane* l = s->ln;
-  if (l && l->s == s) {
+  if (l && l->s == s && l->st == st) {
     st->net.now = clock_now();
     if (lane_close(l, false)) s->ln = nullptr;
   }
@@ -60,7 +60,7 @@ bool defer_close(socket* s) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return false;
   bool kept = false;
-  if (lane* l = s->ln; l && l->s == s && s->fast.load(std::memory_order_relaxed)) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st && s->fast.load(std::memory_order_relaxed)) {
     const int d = real::fcntl(l->fd, F_DUPFD_CLOEXEC, 3);
     if (d >= 0) {
       const int hi = process_move_high(d);
@@ -236,7 +236,7 @@ void lane_fd_gone(file* f, int fd) {
   s->fd.store(other, std::memory_order_relaxed);
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s && l->fd == fd) lane_rebase(l, other);
+  if (lane* l = s->ln; l && l->s == s && l->st == st && l->fd == fd) lane_rebase(l, other);
   stack_leave(st);
 }
 

@@ -25,7 +25,7 @@ struct inside {   // the lane of s under its owner word, or nothing
     stack* t = s->st;
     if (!t || !s->fast.load(std::memory_order_acquire) || !stack_enter(t)) return;
     st = t;
-    if (lane* k = s->ln; k && k->s == s && s->fast.load(std::memory_order_relaxed)) l = k;
+    if (lane* k = s->ln; k && k->s == s && k->st == t && s->fast.load(std::memory_order_relaxed)) l = k;
     st->net.now = clock_now();
   }
   ~inside() {
