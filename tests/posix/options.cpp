@@ -101,8 +101,10 @@ void info(duo&) {
   recv_upto(p.b, b.data(), b.size());
   until([&] {
     int out = 1;
+    int back = -1;   // both ends: an acknowledgement may be delayed
     ioctl(p.a, SIOCOUTQ, &out);
-    return out == 0;
+    ioctl(p.b, SIOCOUTQ, &back);
+    return out == 0 && back == 0;
   });
   for (int fd : {p.a, p.b}) {
     long_info i{};
