@@ -199,6 +199,8 @@ int promoted(void* ctx) {
 int wait_plain(socket* s, int fd, short events, nsec timeo) {
   plain_wait pw{s, {fd, events, 0}};
   if (real::poll(&pw.pf, 1, 0) != 0) return 2;
+  if (!sock_hold(s, fd)) return -EBADF;
+  const sock_sleeper sl(s, true);   // another thread, or the helper, may promote it: that wakes us
   wait_plan p;
   p.check = promoted;
   p.ctx = &pw;
