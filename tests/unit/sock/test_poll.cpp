@@ -167,7 +167,7 @@ TEST(select, n_beyond_the_kernels_table_does_not_touch_what_is_behind_the_set) {
 TEST(select, descriptors_beyond_FD_SETSIZE) {
   rlimit l{};
   getrlimit(RLIMIT_NOFILE, &l);
-  if (l.rlim_cur < 3000) GTEST_SKIP();
+  if (l.rlim_cur < 3000) GTEST_SKIP() << "needs 3000 descriptors: " << l.rlim_cur;
   sock a;
   const int high = ::fcntl(a.fd, F_DUPFD, 2000);
   ASSERT_GE(high, 2000);
