@@ -76,10 +76,10 @@ ssize_t sendfile_to(socket* s, int out, int in, off_t* offset, size_t count) {
     if (d < 0) return e.finish(d);
   }
   if (sock_plain_tx_begin(s, out)) {                   // still the kernel's connection
-    const ssize_t r = next::sendfile(out, in, offset, count);
-    const int err = errno;
-    sock_plain_tx_end(s, r);
-    return e.finish(r < 0 ? -err : r);
+    ssize_t r = next::sendfile(out, in, offset, count);
+    if (r < 0) r = -errno;
+    sock_plain_tx_end(s, r, count);
+    return e.finish(r);
   }
   off_t at = 0;
   if (offset && copy_from_user(&at, offset, sizeof at)) return e.finish(-EFAULT);

@@ -18,7 +18,7 @@ namespace icepath {
 
 // Set while this thread runs a vfork child on the parent's memory (vfork.cpp): descriptors then belong to another process, so
 // calls that change them touch the kernel only.
-extern "C" [[gnu::tls_model("initial-exec"), gnu::visibility("hidden")]] thread_local int icepath_in_vfork;
+extern "C" [[gnu::tls_model("initial-exec"), gnu::visibility("hidden")]] constinit thread_local int icepath_in_vfork;
 
 inline socket* ours(int fd) {
   file* const f = fd_lookup(fd);

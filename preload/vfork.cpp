@@ -11,7 +11,7 @@
 #include "export.hpp"
 
 namespace icepath {
-thread_local int icepath_in_vfork = 0;
+constinit thread_local int icepath_in_vfork = 0;
 }
 
 #if defined(__x86_64__)

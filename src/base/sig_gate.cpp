@@ -7,7 +7,7 @@
 
 namespace icepath {
 
-thread_local sig_gate_state sig_gate __attribute__((tls_model("initial-exec")));
+constinit thread_local sig_gate_state sig_gate __attribute__((tls_model("initial-exec")));
 
 namespace {
 constexpr uint32_t room = 24;

@@ -17,7 +17,7 @@ struct sig_gate_state {
   uint32_t closed = 0;      // depth
   uint32_t pending = 0;     // kept signals
 };
-extern thread_local sig_gate_state sig_gate __attribute__((tls_model("initial-exec")));
+extern constinit thread_local sig_gate_state sig_gate __attribute__((tls_model("initial-exec")));
 
 bool sig_gate_keep(int sig, const siginfo_t* info);   // from a trampoline: true: kept, do not call the handler
 void sig_gate_flush();

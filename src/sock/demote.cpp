@@ -68,6 +68,7 @@ void lane_tell_kernel(lane* l) {
 }
 
 bool lane_tx_to_kernel(lane* l) {
+  lane_start_tx(l);   // the peer waits for one header before the other
   if (l->out_len == 0) {
     if (l->tx != tx_lane::fast) { l->tx_wanted = false; return true; }
     if (!l->peer_gone && l->sk && l->sk->state != TCP_CLOSE && !lane_header_acked(l)) {
@@ -135,7 +136,7 @@ void lane_finish_if_done(lane* l) {
     if (l->peer_gone || l->sk->state == TCP_CLOSE || tcp_outq(l->sk) == 0) lane_tx_to_kernel(l);
     else l->sk->sock_nospace = true;   // write_space brings us back
   }
-  const bool tx_done = l->tx == tx_lane::kernel && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || l->peer_closed || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
+  const bool tx_done = l->tx == tx_lane::kernel && !l->tx_late && l->out_len == 0 && !lane_moving(l) && (l->moved || l->peer_gone || l->peer_closed || tcp_outq(l->sk) == 0 || l->sk->state == TCP_CLOSE);
   if (l->phase == lane_phase::closing) {
     // A connection that a fork child may hold goes home in both directions.
     const bool rx_home = l->peer_gone || (l->rx_hdr_seen && l->rx == rx_lane::kernel && l->f_rx == l->rx_f && !l->k_skip);
@@ -167,13 +168,14 @@ void lane_finish_if_done(lane* l) {
   if (l->peer_gone) s->reason = "peer gone";
   else if (again) s->reason = "demoted by the peer";
   s->ops.store(0, std::memory_order_relaxed);
-  s->ln = nullptr;
   s->never.store(!again, std::memory_order_relaxed);
   row_demoted(s);
   s->past_fast_tx += l->f_tx;
   s->past_fast_rx += l->f_rx;
-  lane_free(l);
+  // In this order: who finds no lane may publish the connection again, and set `fast`.
   s->fast.store(false, std::memory_order_release);
+  __atomic_store_n(&s->ln, nullptr, __ATOMIC_RELEASE);
+  lane_free(l);
   epoll_sync(s);
   sock_wake(s, wake_changed);
 }
@@ -200,11 +202,12 @@ bool lane_close(lane* l, bool last_chance) {
     l->tx = tx_lane::kernel;
     lane_tell_kernel(l);
   } else if (live) {
+    if (!last_chance) lane_start_tx(l);
     // What is not acknowledged goes by the kernel: the receiver drops what it has twice. Much of it only when there is no other way.
     if (l->tx == tx_lane::fast && (last_chance || lane_outq(l) <= 64 * 1024)) lane_move(l);
     for (bool flushed = lane_flush_tail(l); last_chance && !flushed; flushed = lane_flush_tail(l)) {
       pollfd p{l->fd, POLLOUT, 0};
-      real::poll(&p, 1, 1000);
+      raw_syscall(SYS_poll, &p, 1, 1000);
     }
     finished = l->tx == tx_lane::kernel && !l->tail && l->out_len == 0 && (l->moved || l->peer_closed || lane_outq(l) == 0);
     lane_tell_kernel(l);   // also that we have closed: a kernel header of earlier did not say so

@@ -27,6 +27,7 @@
 
 #include "base/alloc.hpp"
 #include "base/log.hpp"
+#include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
 #include "base/usercopy.hpp"
 #include "libc.hpp"
@@ -61,6 +62,7 @@ void prefix_path(char (&p)[300], uint32_t slot, uint32_t serial) {
 }
 
 bool write_file(const char* path, const uint8_t* b, size_t n) {
+  const no_cancel whole;
   ::unlink(path);
   const int fd = ::open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
   if (fd < 0) return false;
@@ -79,6 +81,7 @@ bool write_file(const char* path, const uint8_t* b, size_t n) {
 
 // room bytes stay free before the contents. nullptr: no such file, or not one we can have written.
 uint8_t* read_file(const char* path, size_t room, size_t* n) {
+  const no_cancel whole;
   const int fd = ::open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
   if (fd < 0) return nullptr;
   ::unlink(path);
@@ -328,6 +331,7 @@ void lane_handback(lane* l, const char* why) {
 // What the peer has not acknowledged goes by the kernel lane: it need not read what it has for us to leave.
 bool lane_move(lane* l) {
   socket* s = l->s;
+  lane_start_tx(l);
   if (l->tx == tx_lane::fast && !l->peer_gone && l->sk->state != TCP_CLOSE && lane_header_acked(l) && l->held == lane_held::none && !l->tail) {
     const size_t outq = lane_outq(l), left = outq < l->f_tx ? outq : static_cast<size_t>(l->f_tx);
     auto* b = static_cast<uint8_t*>(mem_alloc(sizeof(kernel_header) + left));

@@ -217,6 +217,12 @@ bool lane_commit(lane* l) {
   return false;
 }
 
+void lane_start_tx(lane* l) {
+  if (!l->tx_late) return;
+  l->tx_late = false;
+  send_fast_header(l);
+}
+
 void lane_note(lane* l) {
   if (!l->work.linked()) l->st->lane_work.push_back(l->work);
 }
@@ -253,11 +259,13 @@ void lane_advance(lane* l) {
         mib_add(l->st->net.stats->SockPromoted);
         row_promoted(s);
         l->watched = !l->closing && helper_watch(l->fd, lane_key(l));
-        send_fast_header(l);
+        l->tx_late = true;
+        if (!s->tx_blocked.load(std::memory_order_relaxed) || lane_sys::look(l->fd, POLLOUT)) lane_start_tx(l);
         if (l->closing) l->phase = lane_phase::closing;
       }
     }
     if (l->phase == lane_phase::open || l->phase == lane_phase::closing) {
+      if (ICEPATH_UNLIKELY(l->tx_late) && (l->opt_seen || l->want_kernel || l->phase == lane_phase::closing || lane_moving(l))) lane_start_tx(l);
       if (!l->fatal) read_fast_header(l);
       if (ICEPATH_UNLIKELY((l->opt_seen | l->sk->lane_opt_rx) || l->hand_back || lane_moving(l))) {
         lane_handback_step(l);

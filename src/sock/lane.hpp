@@ -61,6 +61,7 @@ struct lane {
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
   bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
   bool hand_back = false;    // asked for before the fast connection was open
+  bool tx_late = false;      // our fast header is not written yet: the program found the send buffer full, and nobody has read since
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
   bool closing = false;      // the last fd closed while it was opening
   bool fin_wanted = false;   // shutdown(SHUT_WR): the kernel lane is shut when our bytes are in it
@@ -108,13 +109,14 @@ void lane_fd_gone(file* f, int fd);                  // fd is about to close, ot
 void lane_rebase(lane* l, int fd);                   // the kernel lane goes by this number from now on
 inline uint64_t lane_key(const lane* l) { return (uint64_t{l->gen & 0x3fffffff} << 32) | l->no; }
 bool lane_commit(lane* l);                           // socket::fast := true, or false: a plain call is in flight
+void lane_start_tx(lane* l);                         // our direction goes by the fast connection from now on, when that was put off
 void lane_note(lane* l);                             // from upcalls: run lane_advance at the end of the poll round
 void lane_advance(lane* l);
 void lane_run_work(stack* st);
 void lane_kernel_input(lane* l);                     // the kernel lane has something while rx is fast
 extern const tcp_ops lane_tcp_ops;
 
-// ---- data (lane_data.cpp): never block. Bytes, 0 (end of stream), -errno; -EAGAIN: wait for readiness
+// ---- data (lane_data.cpp): never block. Bytes, 0 (end of stream), -errno; -EAGAIN: wait for readiness; -ENOBUFS, -ENOMEM: no frames left, try again soon
 ssize_t lane_send(lane* l, user_msg& m, int flags);
 ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags);
 bool lane_at_mark(const lane* l);                    // the next byte is the kernel lane's, and behind the urgent mark

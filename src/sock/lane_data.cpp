@@ -143,14 +143,8 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
   if (ICEPATH_UNLIKELY(flags & MSG_OOB)) {  // not among the bytes that the fast header counts
     if (l->phase == lane_phase::opening || (l->tx == tx_lane::fast && !lane_tx_to_kernel(l))) return -EAGAIN;
   }
-  if (ICEPATH_UNLIKELY(l->tx == tx_lane::fast && (!l->rx_hdr_seen || l->rx == rx_lane::draining))) {
-    // The program still reads, and polls, the kernel lane: a reset there may be known to it before the ring has told us.
-    pollfd p{l->fd, 0, 0};
-    if (real::poll(&p, 1, 0) > 0) {
-      l->peer_gone = true;
-      lane_peer_closed(l, false);
-    }
-  }
+  // The send buffer was full when the fast connection opened: it stays full until there is room by the kernel's rule.
+  if (ICEPATH_UNLIKELY(l->tx_late) && (!s->tx_blocked.load(std::memory_order_relaxed) || lane_sys::look(l->fd, POLLOUT))) lane_start_tx(l);
   if (ICEPATH_LIKELY(l->tx == tx_lane::fast)) {
     const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
     if (ICEPATH_LIKELY(r > 0)) {
@@ -158,7 +152,7 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
       row_sent(s, l->f_tx);
       return r;
     }
-    if (r == 0 || r == -EAGAIN || r == -EFAULT || r == -ENOBUFS || r == -ENOMEM) return r == -ENOBUFS || r == -ENOMEM ? -EAGAIN : r;
+    if (r == 0 || r == -EAGAIN || r == -EFAULT || r == -ENOBUFS || r == -ENOMEM) return r;
     // The fast connection is gone: what that means is for the state machine; afterwards the kernel lane answers.
     lane_advance(l);
     if (!l->s || l->tx == tx_lane::fast) return r;

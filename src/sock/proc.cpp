@@ -16,6 +16,7 @@
 #include "base/clock.hpp"
 #include "base/config.hpp"
 #include "base/log.hpp"
+#include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
@@ -360,6 +361,7 @@ void sock_fork_child() {
 void sock_claim_inherited(socket* s) {
   if (!s->inherited.load()) return;
   const closed_gate no_handlers;
+  const no_cancel whole;
   while (s->prefix_lock.exchange(1, std::memory_order_acquire)) sched_yield();
   if (s->inherited.load()) {
     const nsec end = clock_now() + claim_limit;

@@ -9,10 +9,12 @@
 #include "base/alloc.hpp"
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/no_cancel.hpp"
 #include "ip/ip.hpp"
 #include "libc.hpp"
 #include "neigh/neighbour.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/mux.hpp"
 #include "sock/pool.hpp"
 #include "sock/proc.hpp"
@@ -75,6 +77,9 @@ bool held_by_cork(int fd) {
   int cork = 0, unsent = 0;
   return int_option(fd, IPPROTO_TCP, TCP_CORK, &cork) && cork && real::ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0;
 }
+
+// The program was told that the send buffer is full, and it still is: another buffer would take what this one refused.
+bool tx_full(const socket* s, int fd) { return s->tx_blocked.load(std::memory_order_relaxed) && !lane_sys::look(fd, POLLOUT); }
 
 void mirror_options(lane* l) {
   net& n = l->st->net;
@@ -152,7 +157,7 @@ void try_open(lane* l) {
     case stack_attach::failed: lane_open_failed(l, "no ring to the peer", true); return;
     case stack_attach::ready: break;
   }
-  if (held_by_cork(l->fd) || !lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
+  if (held_by_cork(l->fd) || tx_full(l->s, l->fd) || !lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return; }
   begin_opening(l, sk);
@@ -161,6 +166,7 @@ void try_open(lane* l) {
 
 // Eligible and worth it: publish, and see whether the other end has.
 void publish(socket* s, int fd) {
+  const no_cancel whole;
   if (!process_ready()) { refuse(s, process_why()); return; }
   if (s->state != sock_state::connected) return;
   const char* why = nullptr;
@@ -260,16 +266,17 @@ void lane_open_failed(lane* l, const char* why, bool again) {
   }
   if (l->fin_wanted) real::shutdown(l->fd, SHUT_WR);
   const int orphan = l->closing ? l->fd : -1;
-  s->ln = nullptr;
-  lane_unmap(l);
-  lane_free(l);
   s->reason = why;
   if (again) s->retry_at = clock_now() + (first_pause << (s->tries < max_doublings ? s->tries++ : max_doublings));
   else s->never.store(true, std::memory_order_relaxed);
   st->sockets.fetch_sub(1, std::memory_order_relaxed);
+  // In this order: who finds no lane may publish the connection again, and set `fast`.
   s->fast.store(false, std::memory_order_release);
+  __atomic_store_n(&s->ln, nullptr, __ATOMIC_RELEASE);
+  lane_unmap(l);
+  lane_free(l);
   if (orphan >= 0) {   // the program has closed it meanwhile
-    real::close(orphan);
+    lane_sys::close(orphan);
     process_fd_del_internal(orphan);
     socket_release(s);
     return;
@@ -315,7 +322,7 @@ tcp_sock* promote_syn(net& n, const four_tuple& t) {
   uint16_t txq;
   uint8_t mac[6];
   if (stack_attach_peer(st, peer, &txq, mac) != stack_attach::ready) return nullptr;  // the SYN is sent again
-  if (held_by_cork(l->fd) || !lane_commit(l)) return nullptr;
+  if (held_by_cork(l->fd) || tx_full(l->s, l->fd) || !lane_commit(l)) return nullptr;
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return nullptr; }
   begin_opening(l, sk);

@@ -10,6 +10,7 @@
 #include "base/sig_gate.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/proc.hpp"
 #include "sock/wait.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -30,6 +31,7 @@ struct call {
   bool rx, no_buffer;
   ssize_t result;
   bool held = false;   // sock_hold: the descriptor may be closed under us
+  bool no_frames = false;   // it was memory that was missing: nobody tells when there is some
   pollfd pf{};
 };
 
@@ -48,17 +50,16 @@ bool peek(call& c, lane* l) {
   c.result = r;
   if (r == -EAGAIN) return false;
   if (r <= 0 || c.done >= c.target) return true;
-  pollfd p{l->fd, POLLRDHUP, 0};   // MSG_WAITALL: no more will come
-  return (l->rx != rx_lane::fast || l->rx_f != ~0ull) && real::poll(&p, 1, 0) > 0;
+  return (l->rx != rx_lane::fast || l->rx_f != ~0ull) && lane_sys::look(l->fd, POLLRDHUP);   // MSG_WAITALL: no more will come
 }
 
 // As far as it goes without waiting, inside st. True: c.result is the call's.
 bool attempt_inside(call& c, stack* st) {
   socket* s = c.s;
   bool end = true;
-  // What is acknowledged already must not count as in flight: its ACK would push out what MSG_MORE holds back.
-  // A peer that has ended its direction may have closed since: then this write is the kernel lane's to answer.
-  if (ICEPATH_UNLIKELY(!c.rx && ((c.flags & MSG_MORE) || (s->ln && s->ln->rx_f != ~0ull)))) stack_poll_inside(st);
+  // What the peer has done by now counts, as on the kernel's loopback: after its close this write is the kernel lane's to answer, and what is
+  // acknowledged is not in flight (its ACK would push out what MSG_MORE holds back).
+  if (!c.rx && stack_receive_inside(st) && ICEPATH_UNLIKELY(!st->lane_work.empty())) st->lane_work_fn(st);
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s || l->st != st)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
@@ -87,7 +88,8 @@ bool attempt_inside(call& c, stack* st) {
         c.result = static_cast<ssize_t>(c.done);
         break;
       }
-      if (r == -EAGAIN) {
+      if (r == -EAGAIN || r == -ENOBUFS || r == -ENOMEM) {
+        c.no_frames = r != -EAGAIN;
         if (c.rx && c.done && c.done >= c.target) { c.result = static_cast<ssize_t>(c.done); break; }
         end = false;
         break;
@@ -115,7 +117,11 @@ bool attempt(call& c) {
     c.result = st ? -EAGAIN : not_fast;  // a signal handler over the owner of the stack: nothing can be done now
     return true;
   }
-  const bool end = attempt_inside(c, st);
+  bool end = attempt_inside(c, st);
+  if (ICEPATH_UNLIKELY(!end && !st->lane_work.empty())) {   // it may just have changed lanes
+    st->lane_work_fn(st);
+    end = attempt_inside(c, st);
+  }
   stack_leave(st);
   return end;
 }
@@ -140,8 +146,11 @@ bool spin(call& c) {
 
 int check(void* ctx) {
   auto* c = static_cast<call*>(ctx);
-  c->pf.fd = c->s->fd.load(std::memory_order_relaxed);   // a close meanwhile gives it another number
-  return attempt(*c) ? 1 : 0;
+  if (attempt(*c)) return 1;
+  // What the sleep asks of the kernel lane: the attempt may have changed lanes. A close meanwhile gives it another number.
+  c->pf.events = static_cast<short>(sock_poll(c->s).kernel_bits & (c->rx ? EPOLLIN : EPOLLOUT));
+  c->pf.fd = c->pf.events ? c->s->fd.load(std::memory_order_relaxed) : -1;
+  return 0;
 }
 
 // The fast side. not_fast: the caller makes the plain call.
@@ -165,20 +174,23 @@ ssize_t lanes(call& c, bool nonblock, nsec timeo) {
   wait_plan p;
   p.check = check;
   p.ctx = &c;
-  p.deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
+  p.fds = &c.pf;
+  p.nfds = 1;
+  const nsec deadline = timeo == ~nsec{0} ? timeo : clock_now() + timeo;
   p.restart = timeo == ~nsec{0};
   p.since = &began;
   for (;;) {
     stack* st = c.s->st;
     if (!st) return c.done ? static_cast<ssize_t>(c.done) : not_fast;
     p.stacks = 1ull << st->no;
-    const uint32_t need = c.rx ? EPOLLIN : EPOLLOUT;
-    c.pf = {c.s->fd.load(std::memory_order_relaxed), static_cast<short>(sock_poll(c.s).kernel_bits & need), 0};
-    p.fds = &c.pf;
-    p.nfds = c.pf.events ? 1 : 0;
+    p.deadline = deadline;
+    if (ICEPATH_UNLIKELY(c.no_frames)) {
+      const nsec soon = clock_now() + msec_ns;
+      if (soon < deadline) p.deadline = soon;
+    }
     const int r = wait_until(p);
     if (r > 0) return c.result;
-    if (r == 0 && clock_now() >= p.deadline) return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
+    if (r == 0 && clock_now() >= deadline) return c.done ? static_cast<ssize_t>(c.done) : -EAGAIN;
     if (r < 0) return c.done ? static_cast<ssize_t>(c.done) : r;
   }
 }
@@ -266,7 +278,8 @@ bool sock_plain_tx_begin(socket* s, int fd) {
   return false;
 }
 
-void sock_plain_tx_end(socket* s, ssize_t bytes) {
+void sock_plain_tx_end(socket* s, ssize_t bytes, size_t wanted) {
+  note_blocked(s, bytes < 0 ? bytes == -EAGAIN : bytes > 0 && static_cast<size_t>(bytes) < wanted);
   if (bytes > 0) s->k_tx.fetch_add(static_cast<uint64_t>(bytes), std::memory_order_relaxed);
   s->tx_calls.fetch_sub(1, std::memory_order_release);
 }
@@ -300,7 +313,7 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
     if (s->soft_block.load(std::memory_order_relaxed) && !(m.flags & MSG_DONTWAIT) && !s->nonblock.load(std::memory_order_relaxed)) {
       const int w = wait_plain(s, fd, POLLOUT, s->sndtimeo);
       if (w == 1) continue;
-      if (w == 0) return -EAGAIN;
+      if (w == 0) { note_blocked(s, true); return -EAGAIN; }
       if (w < 0) return w;
     }
     const in_flight f(s->tx_calls);

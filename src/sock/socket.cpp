@@ -12,6 +12,7 @@
 #include "base/config.hpp"
 #include "libc.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
 #include "sock/rows.hpp"
 #include "stack/process.hpp"
@@ -155,7 +156,7 @@ void close_deferred(socket* s) {
   const int fd = s->fd.load(std::memory_order_relaxed);
   stack* held;
   finish(s, &held);
-  real::close(fd);
+  lane_sys::close(fd);
   process_fd_del_internal(fd);
   if (held) stack_leave(held);
   let_go(s);
@@ -201,13 +202,13 @@ int sock_close(int fd) {
     epoll_on_close(fd, f);
     if (fd_remove(fd) != f) return -EBADF;
     if (ICEPATH_UNLIKELY(defer_close(s))) {
-      const int r = real::close(fd) == 0 ? 0 : -errno;
+      const int r = lane_sys::close(fd) == 0 ? 0 : -errno;
       if (s->refs.load(std::memory_order_seq_cst) == 0) close_deferred(s);
       return r;
     }
     stack* held;
     finish(s, &held);
-    const int r = real::close(fd) == 0 ? 0 : -errno;
+    const int r = lane_sys::close(fd) == 0 ? 0 : -errno;
     sock_wake(s, ~0u);
     if (held) stack_leave(held);
     let_go(s);

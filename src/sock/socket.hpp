@@ -120,9 +120,9 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m);
 ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m);
 
 // Around a transfer the caller makes itself with a kernel call on a socket that is not promoted (sendfile): true: go ahead,
-// then end with the bytes that entered the socket. False: the socket is on the fast lane.
+// then end with the bytes that entered the socket of those it wanted to send, or -errno. False: the socket is on the fast lane.
 bool sock_plain_tx_begin(socket* s, int fd);
-void sock_plain_tx_end(socket* s, ssize_t bytes);
+void sock_plain_tx_end(socket* s, ssize_t bytes, size_t wanted);
 bool sock_address(const sockaddr_storage& a, inet_addr* addr, uint16_t* port);   // false: not IP
 
 // ---- the rest. Return value or -errno.

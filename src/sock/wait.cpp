@@ -24,8 +24,8 @@
 
 namespace icepath {
 
-thread_local volatile uint32_t signals_seen __attribute__((tls_model("initial-exec"))) = 0;
-thread_local volatile uint32_t signals_breaking __attribute__((tls_model("initial-exec"))) = 0;
+constinit thread_local volatile uint32_t signals_seen __attribute__((tls_model("initial-exec"))) = 0;
+constinit thread_local volatile uint32_t signals_breaking __attribute__((tls_model("initial-exec"))) = 0;
 
 namespace {
 
@@ -45,6 +45,9 @@ bool key_made = false;
 
 void gone(void* p) {
   auto* w = static_cast<waiter*>(p);
+  w->sleeping.store(0, std::memory_order_relaxed);
+  if (w->armed) stack_abandon(w->armed);
+  w->armed = 0;
   if (socket* s = w->on) {  // the thread was cancelled in its sleep
     sock_del_waiter(s, &w->entry);
     w->on = nullptr;
@@ -216,13 +219,14 @@ int wait_until(const wait_plan& p) {
     nsec wake_at = p.deadline;
     each_stack(p.stacks, [&](stack* s) {
       if (s->sockets.load(std::memory_order_relaxed) == 0) return;
-      if (!stack_arm(s)) work = true;
-      const nsec t = stack_next_timer(s);
+      nsec t;
+      if (!stack_arm(s, &t)) work = true;
       if (t < wake_at) wake_at = t;
     });
     if ((r = p.check(p.ctx)) > 0 || work || (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0)) {
       w->sleeping.store(0, std::memory_order_relaxed);
       each_stack(p.stacks, [&](stack* s) { if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s); stack_poll(s); });
+      helper_unpark();
       if (r > 0) return r;
       if ((r = p.check(p.ctx)) > 0) return r;
       if (signals != sig0) return -EINTR;
@@ -240,18 +244,20 @@ int wait_until(const wait_plan& p) {
       sigset_t all, mask;
       sigfillset(&all);
       raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, _NSIG / 8);
+      w->armed = p.stacks;
       slept = signals != sig0 ? -EINTR : sleep_once(p, w, timeout, p.mask ? p.mask : &mask);
+      w->armed = 0;
       raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, _NSIG / 8);
     }
     w->sleeping.store(0, std::memory_order_relaxed);
     w->signaled.store(0, std::memory_order_relaxed);  // the checks below look at everything
     drain(w);
-    helper_unpark();
     each_stack(p.stacks, [&](stack* s) {
       mib_add(s->net.stats->StackSleeps);
       if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s);
       stack_poll(s);
     });
+    helper_unpark();   // not before: he would find the stacks attended, and park again
     learn(cycles_to_ns(cycles() - began), preempted);
     if ((r = p.check(p.ctx)) > 0) return r;
     if (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0) return r;

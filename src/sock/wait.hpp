@@ -25,6 +25,7 @@ struct waiter {                       // one per thread; type-stable, goes to an
   std::atomic<uint32_t> sleeping{0};  // about to sleep on event_fd, or asleep
   std::atomic<uint32_t> poked{0};     // a byte was written to event_fd
   int event_fd = -1;                  // made on first sleep
+  uint64_t armed = 0;                 // stacks that nobody else attends while it sleeps
   wait_entry entry;                   // for waiting on one socket (sock_sleeper)
   socket* on = nullptr;
   bool held = false;                  // `on` is kept open by us
@@ -48,7 +49,7 @@ class sock_sleeper {
 
 // Raised by every signal handler that runs in this thread (preload/call_signal.cpp): a wait that spins must end with EINTR as one in the kernel would.
 // signals_breaking counts only handlers without SA_RESTART: those alone interrupt a restartable call.
-extern thread_local volatile uint32_t signals_seen, signals_breaking;
+extern constinit thread_local volatile uint32_t signals_seen, signals_breaking;
 void wait_forget();                   // in a fork child
 waiter* this_waiter();
 void waiter_wake(waiter* w);          // any thread, signal-safe

@@ -20,7 +20,7 @@ namespace icepath {
 namespace {
 
 constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 62;  // key_stack + stack number
-constexpr nsec tick_max = 128 * msec_ns, idle_before_park = 2 * sec_ns;
+constexpr nsec tick_max = 8 * helper_silence;   // after that it parks
 
 std::atomic<uint32_t> started{0};
 std::atomic<bool> parked{false};
@@ -75,54 +75,41 @@ bool attend(nsec* next_timer) {
     } else {
       stack_poll(s);
     }
-    s->helper_armed.store(true, std::memory_order_release);
     bool ok = false;
-    for (int k = 0; k < 8 && !(ok = stack_arm(s)); ++k) stack_poll(s);
-    if (!ok) { s->helper_armed.store(false, std::memory_order_release); busy = true; continue; }
+    nsec t = ~nsec{0};
+    for (int k = 0; k < 8 && !(ok = stack_arm(s, &t, true)); ++k) stack_poll(s);
+    if (!ok) { busy = true; continue; }
     watch_stack(s, true);
-    const nsec t = stack_next_timer(s);
     if (t < *next_timer) *next_timer = t;
   }
   return busy;
 }
 
-// The last time an application thread polled any stack. The helper's own polls of silent stacks count as well; they happen only when there is work.
-nsec last_life_of_stacks() {
-  nsec t = 0;
-  for (uint16_t i = 0; i < max_stacks; ++i) {
-    stack* s = stack_by_no(i);
-    if (!s) break;
-    const nsec l = s->last_poll.load(std::memory_order_relaxed);
-    if (l > t) t = l;
-  }
-  return t;
-}
-
 void* run(void*) {
   is_helper = true;
   pthread_setname_np(pthread_self(), "icepath");
-  nsec tick = helper_silence, last_life = 0, idle_since = 0;
+  nsec tick = helper_silence;
   epoll_event e[64];
   for (;;) {
     nsec next = ~nsec{0};
     bool busy = attend(&next);
-    // All attended: look more and more rarely; nobody has polled anything for long: not at all, until somebody wakes (helper_unpark).
-    const nsec now = clock_now(), life = last_life_of_stacks();
-    if (life != last_life) { last_life = life; idle_since = now; }
-    tick = busy ? helper_silence : tick * 2 < tick_max ? tick * 2 : tick_max;
-    const bool park = !busy && now - idle_since > idle_before_park;
-    if (park) {
+    // All attended: look a few times more, because parking and being unparked costs the application a system call. Then not before somebody who slept on
+    // a stack has returned, or polls one that we attend: he may stay away (helper_unpark).
+    tick = busy ? helper_silence : tick * 2;
+    if (tick > tick_max) {
       parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
       next = ~nsec{0};
       if (attend(&next)) { parked.store(false); tick = helper_silence; }
     }
+    const nsec now = clock_now();
     int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(tick / msec_ns);
     if (next != ~nsec{0}) {
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
       if (timeout < 0 || ms < timeout) timeout = ms;
     }
     const int k = real::epoll_wait(ep, e, 64, timeout);
-    if (k != 0) parked.store(false, std::memory_order_relaxed);
+    parked.store(false, std::memory_order_relaxed);
+    if (tick > tick_max) tick = tick_max;
     for (int i = 0; i < k; ++i) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;

@@ -3,7 +3,8 @@
 //    while the application computes;
 //  - kernel lanes of promoted connections are watched here: a dead or demoting peer is noticed at once;
 //  - the control mailbox (`icepath off|on|ss`) is answered here.
-// An idle process uses no CPU: the helper parks (no timeout) when every stack is attended by a sleeper or armed by itself.
+// An idle process uses no CPU: the helper parks (no timeout) when every stack is attended by a sleeper or armed by itself. Whoever ends that, after he
+// has taken the arming away, calls helper_unpark.
 #pragma once
 #include <cstdint>
 #include "base/types.hpp"

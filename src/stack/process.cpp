@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "base/log.hpp"
+#include "base/no_cancel.hpp"
 #include "libc.hpp"
 #include "skb/region_dir.hpp"
 #include "stack/helper.hpp"
@@ -29,6 +30,7 @@ std::atomic<int> nr_internal{0};
 
 bool process_start() {
   if (ICEPATH_LIKELY(state.load(std::memory_order_acquire) != fresh)) return process_ready();
+  const no_cancel whole;
   while (starting.exchange(1, std::memory_order_acquire)) sched_yield();
   if (state.load(std::memory_order_relaxed) == fresh) {
     auto r = region_create(own);
@@ -97,6 +99,7 @@ void process_fd_del_internal(int fd) {
 }
 
 int process_move_high(int fd) {
+  const no_cancel whole;
   rlimit rl{};
   getrlimit(RLIMIT_NOFILE, &rl);
   const long top = rl.rlim_cur > 65536 ? 65536 : static_cast<long>(rl.rlim_cur);

@@ -91,6 +91,13 @@ void run_backlog(stack* s) {
   }
 }
 
+// Somebody sleeps on s, and we have armed a timer that is due before he returns.
+void kick_for_timer(stack* s) {
+  if (!s->net.timers.armed() || s->net.timers.next_expiry() >= s->armed_until) return;
+  s->armed_until = 0;   // once is enough
+  stack_kick(s);
+}
+
 }  // namespace
 
 stack* stack_of_thread() {
@@ -167,6 +174,8 @@ bool stack_try_enter(stack* s) {
 void stack_leave(stack* s) {
   for (;;) {
     if (ICEPATH_UNLIKELY(s->backlog.load(std::memory_order_relaxed) != nullptr)) run_backlog(s);
+    if (ICEPATH_UNLIKELY(!s->lane_work.empty())) s->lane_work_fn(s);
+    if (ICEPATH_UNLIKELY(s->armed.load(std::memory_order_relaxed))) kick_for_timer(s);
     if (s->owner.exchange(0, std::memory_order_seq_cst) & contended) futex_wake(&s->owner);
     // An item pushed after run_backlog by somebody who saw us inside: seq_cst pairs with stack_defer.
     sig_gate_open();
@@ -229,12 +238,28 @@ bool stack_poll(stack* s) {
   return did;
 }
 
-bool stack_arm(stack* s) {
+bool stack_arm(stack* s, nsec* next, bool by_helper) {
+  *next = ~nsec{0};
   if (!stack_enter(s)) return false;
   const bool ok = s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && s->net.dev->arm();
-  if (ok) s->armed.store(true, std::memory_order_relaxed);
+  if (s->net.timers.armed()) *next = s->net.timers.next_expiry();
+  if (ok) {
+    // Several may sleep on s: the one who returns first may be the last who runs the timers.
+    s->armed_until = *next;
+    s->helper_armed.store(by_helper, std::memory_order_relaxed);
+    s->armed.store(true, std::memory_order_relaxed);
+  }
   stack_leave(s);
   return ok;
+}
+
+void stack_abandon(uint64_t mask) {
+  for (; mask; mask &= mask - 1)
+    if (stack* s = stack_by_no(static_cast<uint16_t>(__builtin_ctzll(mask)))) {
+      stack_disarm(s);
+      stack_poll(s);
+    }
+  helper_unpark();
 }
 
 void stack_disarm(stack* s) {

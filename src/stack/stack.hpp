@@ -8,7 +8,8 @@
 // Who polls: the thread that is in a call on one of the stack's sockets (stack_poll); when it stays away for a short silence while
 // connections live, the helper thread does (timers, ACKs, retransmits go on while the application computes).
 // Sleeping: a thread that will sleep calls stack_arm on every stack it waits for, then sleeps on stack_wake_fd; the peer's device model or
-// stack_kick makes that fd readable.
+// stack_kick makes that fd readable. Whoever uses a stack meanwhile leaves nothing undone that only a poll would do: stack_leave runs the lane work,
+// and kicks the sleeper for a timer earlier than the one it waits for.
 #pragma once
 #include <atomic>
 #include "base/clock.hpp"
@@ -33,11 +34,12 @@ struct stack {
   std::atomic<uint32_t> want{0};                      // contenders: a spinning owner must let go
   std::atomic<backlog_item*> backlog{nullptr};        // MPSC: pushed by anybody, run at leave
   alignas(64) std::atomic<nsec> last_poll{0};         // for the helper thread
-  std::atomic<bool> armed{false};                     // somebody sleeps on the wake fd and the port knows
-  std::atomic<bool> helper_armed{false};              // that somebody is the helper thread
+  std::atomic<bool> armed{false};                     // somebody sleeps on the wake fd and the port knows. Written inside
+  std::atomic<bool> helper_armed{false};              // that somebody is the helper thread. Written inside, together with `armed`
   std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
   nsec timers_due = 0;                                // timers are looked at from then on
+  nsec armed_until = ~nsec{0};                        // armed: the sleeper returns then at the latest. Inside
   uint32_t busy_rounds = 0;
   tsc_clock clock;                                    // inside only
   list_head lane_work;                                // lanes that something happened to (src/sock/lane.cpp), run at the end of a poll
@@ -57,10 +59,13 @@ bool stack_poll_inside(stack* s);
 bool stack_receive_inside(stack* s);      // the receive part of a round only: no timers, no lane work. True when something came
 // enter + poll + leave; does nothing when another thread is inside. True when something was done.
 bool stack_poll(stack* s);
-bool stack_arm(stack* s);                 // before sleeping; false: there is work, poll again
+// Before sleeping. False: there is work, poll again. *next: when a timer is due, ~0 none; the sleeper runs it (stack_poll). When somebody arms
+// an earlier one meanwhile, his leave makes the sleeper return.
+bool stack_arm(stack* s, nsec* next, bool by_helper = false);
 void stack_disarm(stack* s);
 int stack_wake_fd(const stack* s);
 void stack_kick(stack* s);                // make sleepers return; any thread, signal-safe
+void stack_abandon(uint64_t mask);        // a thread that slept on these stacks has ended in its sleep: others attend again
 nsec stack_next_timer(stack* s);          // absolute; ~0 none
 void stacks_forget();                     // in a fork child
 bool stack_is_helper_thread();

@@ -100,7 +100,7 @@ ssize_t sock_recvmsg(socket*, int fd, sock_msg& m) {
   return r;
 }
 bool sock_plain_tx_begin(socket* s, int) { return !s->fast; }
-void sock_plain_tx_end(socket*, ssize_t) { errno = 9999; }
+void sock_plain_tx_end(socket*, ssize_t, size_t) { errno = 9999; }
 int sock_shutdown(socket*, int fd, int how) { return static_cast<int>(kernel(real::shutdown(fd, how))); }
 int sock_setsockopt(socket*, int fd, int l, int n, const void* v, socklen_t k) { return static_cast<int>(kernel(real::setsockopt(fd, l, n, v, k))); }
 int sock_getsockopt(socket*, int fd, int l, int n, void* v, socklen_t* k) { return static_cast<int>(kernel(real::getsockopt(fd, l, n, v, k))); }
