@@ -209,6 +209,10 @@ void item_wake(wait_entry* we, uint32_t mask) {
       bits &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
       news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
     }
+    const uint32_t all = it->told.load(std::memory_order_relaxed);
+    const uint32_t old = all & EPOLLHUP ? all : all & told_end ? EPOLLIN | EPOLLRDNORM | EPOLLRDBAND : 0u;   // after the end nothing comes anew
+    bits &= ~old;
+    news &= ~old;
     if (!bits && !news) return;
   } else if (mask && !(mask & wake_changed) && !(ep_expand_kernel(mask) & asked)) {
     return;

@@ -104,6 +104,9 @@ class stable_pool {
 
 struct epoll;
 
+// In epoll_item::told: EPOLLIN was reported when the peer's FIN had come. No byte comes after it, and a change of lanes is not news.
+constexpr uint32_t told_end = 1u << 27;
+
 struct epoll_item {
   std::atomic<uint32_t> pool_next{0};
   uint32_t pool_index = 0;
@@ -131,6 +134,7 @@ struct epoll_item {
   wait_entry we;
   uint32_t added_at = 0;                // ep->drained at the last ADD or MOD
   std::atomic<bool> told_out{false};    // EPOLLOUT reported since then by the fast side
+  std::atomic<uint32_t> told{0};        // every bit this side of the library has reported since then; written under ep->lock
   uint64_t seen_call = 0;               // reported in this call of this thread already, at place seen_at: bits are merged
   const char* seen_by = nullptr;
   int seen_at = 0;

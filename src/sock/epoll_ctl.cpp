@@ -10,6 +10,7 @@
 #include <cerrno>
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
+#include "sock/lane_sys.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
 
@@ -134,6 +135,7 @@ int add(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev, bool w
   it->data = ev.data.u64;
   it->added_at = ep->drained.load(std::memory_order_relaxed);
   it->told_out.store(false, std::memory_order_relaxed);
+  it->told.store(0, std::memory_order_relaxed);
   it->s = as_socket(target);
   it->inner = as_epoll(target);
   ep->items.push_back(it->all);
@@ -178,6 +180,7 @@ int modify(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev) {
     it->data = ev.data.u64;
     it->added_at = ep->drained.load(std::memory_order_relaxed);
     it->told_out.store(false, std::memory_order_relaxed);
+    it->told.store(0, std::memory_order_relaxed);
     it->disabled.store(false, std::memory_order_seq_cst);
     if (item_kernel_apply(it, true, &err) && item_queue(it)) epoll_notify(ep);
   }
@@ -231,15 +234,25 @@ int mux_epoll_ctl(int epfd, int op, int fd, epoll_event* ev) {
 
 // ---- the kernel's half
 
+// Edge-triggered, at the end of its connection, and the program has been told of all there is: nothing can happen to it any more, and a registration
+// anew would report it once more.
+static bool has_ended(const epoll_item* it, uint32_t asked) {
+  const uint32_t told = it->told.load(std::memory_order_relaxed);
+  if (!(asked & EPOLLET) || !(told & EPOLLHUP) || !it->s) return false;
+  const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>(asked & ep_bits)));
+  return (now & EPOLLHUP) && !(now & ~told);
+}
+
 bool item_kernel_apply(epoll_item* it, bool force, int* err) {
   epoll* const ep = it->ep;
   if (it->disabled.load(std::memory_order_relaxed)) return false;
   const uint32_t asked = it->events.load(std::memory_order_relaxed);
   const uint32_t all = (asked & ep_bits) | ep_always;
-  const uint32_t k = it->inner ? all : all & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+  uint32_t k = it->inner ? all : all & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+  if ((asked & EPOLLET) && (it->told.load(std::memory_order_relaxed) & told_end)) k &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDBAND};
   const bool cookie = it->inner || (asked & EPOLLONESHOT) || k != all;
   const bool fast = it->inner || k != all;
-  if (!k) { item_kernel_del(it); return fast; }
+  if (!k || has_ended(it, asked)) { item_kernel_del(it); return fast; }
   // What was asked beside the event bits stays; EPOLLERR and EPOLLHUP need not be named.
   const uint32_t kev = (k & ~(k == all ? 0 : ep_always)) | (asked & ~ep_bits);
   const uint32_t want = k == all ? asked : kev;

@@ -12,6 +12,7 @@
 #include "base/clock.hpp"
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
+#include "sock/lane_sys.hpp"
 #include "stack/stack.hpp"
 
 namespace icepath {
@@ -81,6 +82,7 @@ int translate(wait_call& c, epoll_event* ev, int n) {
       continue;
     }
     if (merged & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
+    it->told.fetch_or(merged, std::memory_order_relaxed);
     ev[w].events = merged;
     ev[w].data.u64 = it->data;
     it->seen_call = c.id;
@@ -129,10 +131,12 @@ void collect(wait_call& c, int room) {
     if (!bits) continue;
     const uint32_t flags = it->events.load(std::memory_order_relaxed);
     if ((flags & (EPOLLONESHOT | EPOLLET)) && it->in_kernel && it->s) {   // one report: the bits the kernel answers belong to it
-      pollfd p{it->kfd, static_cast<short>(it->kreg & 0x3fff), 0};
-      if (real::poll(&p, 1, 0) > 0) bits |= static_cast<uint32_t>(p.revents) & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+      const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>((it->kreg & 0x3fff) | POLLRDHUP)));
+      bits |= now & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+      if ((bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
     }
     if (bits & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
+    it->told.fetch_or(bits, std::memory_order_relaxed);
     epoll_event ev;
     const bool again = it->seen_call == c.id && it->seen_by == &mux_self;
     ev.events = bits | (again ? it->seen_bits : 0);

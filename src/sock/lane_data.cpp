@@ -89,6 +89,7 @@ size_t peek_kernel(lane* l, user_msg* m, size_t max, int flags) {
   } else {
     r = lane_sys::recv(l->fd, nullptr, max, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
   }
+  if (r < 0 && errno != EAGAIN && errno != EINTR && errno != EFAULT && !l->pending_err) l->pending_err = errno;   // it is told only once
   return r > 0 ? static_cast<size_t>(r) : 0;
 }
 
