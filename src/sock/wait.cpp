@@ -215,18 +215,20 @@ int wait_until(const wait_plan& p) {
       if (fd >= 0) { w->event_fd = process_move_high(fd); process_fd_add_internal(w->event_fd); }
     }
     w->sleeping.store(1, std::memory_order_seq_cst);
+    bool attended = false;   // we take stacks from the helper thread's care
     bool work = w->signaled.exchange(0, std::memory_order_seq_cst) != 0;
     nsec wake_at = p.deadline;
     each_stack(p.stacks, [&](stack* s) {
       if (s->sockets.load(std::memory_order_relaxed) == 0) return;
       nsec t;
+      attended = true;
       if (!stack_arm(s, &t)) work = true;
       if (t < wake_at) wake_at = t;
     });
     if ((r = p.check(p.ctx)) > 0 || work || (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0)) {
       w->sleeping.store(0, std::memory_order_relaxed);
       each_stack(p.stacks, [&](stack* s) { if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s); stack_poll(s); });
-      helper_unpark();
+      if (attended) helper_unpark();
       if (r > 0) return r;
       if ((r = p.check(p.ctx)) > 0) return r;
       if (signals != sig0) return -EINTR;
@@ -257,7 +259,7 @@ int wait_until(const wait_plan& p) {
       if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s);
       stack_poll(s);
     });
-    helper_unpark();   // not before: he would find the stacks attended, and park again
+    if (attended) helper_unpark();   // not before: he would find the stacks attended, and park again
     learn(cycles_to_ns(cycles() - began), preempted);
     if ((r = p.check(p.ctx)) > 0) return r;
     if (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0) return r;

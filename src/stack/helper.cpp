@@ -20,7 +20,6 @@ namespace icepath {
 namespace {
 
 constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 62;  // key_stack + stack number
-constexpr nsec tick_max = 8 * helper_silence;   // after that it parks
 
 std::atomic<uint32_t> started{0};
 std::atomic<bool> parked{false};
@@ -88,33 +87,32 @@ bool attend(nsec* next_timer) {
 void* run(void*) {
   is_helper = true;
   pthread_setname_np(pthread_self(), "icepath");
-  nsec tick = helper_silence;
+  bool unparked = false;
   epoll_event e[64];
   for (;;) {
     nsec next = ~nsec{0};
-    bool busy = attend(&next);
-    // All attended: look a few times more, because parking and being unparked costs the application a system call. Then not before somebody who slept on
-    // a stack has returned, or polls one that we attend: he may stay away (helper_unpark).
-    tick = busy ? helper_silence : tick * 2;
-    if (tick > tick_max) {
+    const bool busy = attend(&next);
+    // All attended: not before somebody who slept on a stack has returned, or polls one that we attend, is there anything to do; he may stay away
+    // (helper_unpark). One who has just returned is given the silence, so that many returns cost one write.
+    if (!busy && !unparked) {
       parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
       next = ~nsec{0};
-      if (attend(&next)) { parked.store(false); tick = helper_silence; }
+      if (attend(&next)) parked.store(false);
     }
+    unparked = false;
     const nsec now = clock_now();
-    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(tick / msec_ns);
+    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(helper_silence / msec_ns);
     if (next != ~nsec{0}) {
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
       if (timeout < 0 || ms < timeout) timeout = ms;
     }
     const int k = real::epoll_wait(ep, e, 64, timeout);
     parked.store(false, std::memory_order_relaxed);
-    if (tick > tick_max) tick = tick_max;
     for (int i = 0; i < k; ++i) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;
         if (::read(ev, &v, sizeof v) < 0) {}
-        tick = helper_silence;
+        unparked = true;
       } else if (e[i].data.u64 == key_ctl) {
         char b[64];
         while (::read(ctl, b, sizeof b) > 0) {}

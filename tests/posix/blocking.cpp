@@ -28,10 +28,11 @@ void timeout(int fd, int which, long ms) {
   if (setsockopt(fd, SOL_SOCKET, which, &tv, sizeof tv) < 0) give_up("timeout");
 }
 
-// Full for good: acknowledgements on their way have made what room they can.
+// Full for good: acknowledgements on their way have made what room they can, and so has the kernel's first window probe (200 ms), which makes the
+// receiver pack what it holds.
 void fill(int fd) {
   std::vector<char> b(65536, 'f');
-  for (int refused = 0; refused < 12;) {
+  for (int refused = 0; refused < 60;) {
     if (send(fd, b.data(), b.size(), MSG_DONTWAIT | MSG_NOSIGNAL) > 0 || send(fd, b.data(), 1, MSG_DONTWAIT | MSG_NOSIGNAL) > 0) {
       refused = 0;
       continue;
