@@ -59,7 +59,10 @@ bool attempt_inside(call& c, stack* st) {
   bool end = true;
   // What the peer has done by now counts, as on the kernel's loopback: after its close this write is the kernel lane's to answer, and what is
   // acknowledged is not in flight (its ACK would push out what MSG_MORE holds back).
-  if (!c.rx && stack_receive_inside(st) && ICEPATH_UNLIKELY(!st->lane_work.empty())) st->lane_work_fn(st);
+  // A whole round when the helper thread attends this stack: that is ours to do from now on.
+  if (!c.rx && (ICEPATH_UNLIKELY(st->helper_armed.load(std::memory_order_relaxed)) ? stack_poll_inside(st) : stack_receive_inside(st)) &&
+      ICEPATH_UNLIKELY(!st->lane_work.empty()))
+    st->lane_work_fn(st);
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s || l->st != st)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
