@@ -78,9 +78,6 @@ bool held_by_cork(int fd) {
   return int_option(fd, IPPROTO_TCP, TCP_CORK, &cork) && cork && real::ioctl(fd, SIOCOUTQNSD, &unsent) == 0 && unsent > 0;
 }
 
-// The program was told that the send buffer is full, and it still is: another buffer would take what this one refused.
-bool tx_full(const socket* s, int fd) { return s->tx_blocked.load(std::memory_order_relaxed) && !lane_sys::look(fd, POLLOUT); }
-
 void mirror_options(lane* l) {
   net& n = l->st->net;
   for (const int name : {TCP_NODELAY, TCP_CORK}) {
@@ -157,7 +154,7 @@ void try_open(lane* l) {
     case stack_attach::failed: lane_open_failed(l, "no ring to the peer", true); return;
     case stack_attach::ready: break;
   }
-  if (held_by_cork(l->fd) || tx_full(l->s, l->fd) || !lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
+  if (held_by_cork(l->fd) || !lane_commit(l)) { l->s->reason = "busy in a kernel call"; return; }
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return; }
   begin_opening(l, sk);
@@ -322,7 +319,7 @@ tcp_sock* promote_syn(net& n, const four_tuple& t) {
   uint16_t txq;
   uint8_t mac[6];
   if (stack_attach_peer(st, peer, &txq, mac) != stack_attach::ready) return nullptr;  // the SYN is sent again
-  if (held_by_cork(l->fd) || tx_full(l->s, l->fd) || !lane_commit(l)) return nullptr;
+  if (held_by_cork(l->fd) || !lane_commit(l)) return nullptr;
   tcp_sock* sk = make_sock(l, txq, mac);
   if (!sk) { lane_open_failed(l, "out of memory"); return nullptr; }
   begin_opening(l, sk);

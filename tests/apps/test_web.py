@@ -10,6 +10,7 @@ from lib import check, need
 
 STREAM = os.path.join(lib.HERE, "stream.py")
 MIB = 1 << 20
+SIZE = int(os.environ.get("ICEPATH_TEST_MIB", "1024")) * MIB
 
 
 def kernel_part(size):
@@ -56,7 +57,7 @@ def fetch(arm, port, want, size):
 
 def test_nginx_curl(arm):
     need("nginx", "curl")
-    root, port, size = docroot(), lib.free_port(), int(os.environ.get("ICEPATH_TEST_MIB", "256")) * MIB
+    root, port, size = docroot(), lib.free_port(), SIZE
     want = make_file(root, size)
     srv = lib.nginx(arm, port, root)
     fetch(arm, port, want, size).check_fast(rx=size - kernel_part(size))
@@ -67,7 +68,7 @@ def test_nginx_curl(arm):
 @lib.in_arms("fast")
 def test_nginx_curl_while_others_are_killed(arm):
     need("nginx", "curl")
-    root, port, size = docroot(), lib.free_port(), 128 * MIB
+    root, port, size = docroot(), lib.free_port(), SIZE
     want = make_file(root, size)
     srv = lib.nginx(arm, port, root)
     echo_port, stop, deaths = lib.free_port(), threading.Event(), []
@@ -85,7 +86,7 @@ def test_nginx_curl_while_others_are_killed(arm):
     t = threading.Thread(target=killer)
     t.start()
     try:
-        for _ in range(4):
+        for _ in range(max(1, 512 * MIB // SIZE)):
             fetch(arm, port, want, size).check_fast(rx=size - kernel_part(size))
     finally:
         stop.set()
