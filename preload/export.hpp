@@ -7,7 +7,7 @@
 // the unwinder passes through these frames.
 #pragma once
 #include <cerrno>
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "next.hpp"
 #include "sock/socket.hpp"
 

@@ -1,5 +1,5 @@
 // The real:: functions that the library below us uses, by way of next:: (next.hpp).
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "next.hpp"
 
 namespace icepath::real {

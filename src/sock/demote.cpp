@@ -8,7 +8,7 @@
 
 #include "base/alloc.hpp"
 #include "base/clock.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"

@@ -4,6 +4,7 @@
 #include "sock/epoll.hpp"
 #include <cstddef>
 #include "sock/pool.hpp"
+#include "sock/proc.hpp"
 
 namespace icepath {
 namespace {
@@ -65,6 +66,7 @@ epoll* epoll_alloc() {
   ep->nr_fds.store(0, std::memory_order_relaxed);
   ep->closing.store(false, std::memory_order_relaxed);
   ep->watched.store(0, std::memory_order_relaxed);
+  ep->inherited.store(false, std::memory_order_relaxed);
   ep->gone.store(false, std::memory_order_relaxed);     // refs is zero already, but for calls that just found out that it is not their set
   ep->kind = file_kind::epoll;
   return ep;
@@ -323,8 +325,30 @@ void mux_fork_child() {
     for (auto& s : ep->pollers) s.store(nullptr, std::memory_order_relaxed);
     ep->hot.store(true, std::memory_order_relaxed);
     ep->lock.reset();
+    ep->inherited.store(!ep->items.empty(), std::memory_order_relaxed);
     epoll_unlock(ep);
   });
+}
+
+// The kernel set is the parent's too. What it has taken out of it for the fast lanes comes back with the connections.
+void epoll_claim(epoll* ep) {
+  for (;;) {
+    socket* s = nullptr;
+    if (!ep->lock.lock()) return;   // a handler over the set: at the next wait
+    for (list_node* n = ep->items.next; n != &ep->items && !s; n = n->next) {
+      socket* const i = list_entry<epoll_item, &epoll_item::all>(n)->s;
+      if (i && i->inherited.load(std::memory_order_relaxed)) s = i;
+    }
+    if (!s) break;
+    epoll_unlock(ep);
+    sock_claim_inherited(s);
+  }
+  for (list_node* n = ep->items.next; n != &ep->items; n = n->next) {
+    epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
+    if (it->s && it->s->state != sock_state::listening) item_kernel_apply(it, false);
+  }
+  ep->inherited.store(false, std::memory_order_relaxed);
+  epoll_unlock(ep);
 }
 
 }  // namespace icepath

@@ -18,7 +18,7 @@
 #include <new>
 #include "base/clock.hpp"
 #include "base/sig_gate.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/kready.hpp"
 #include "sock/mux.hpp"
 #include "sock/socket.hpp"
@@ -150,6 +150,7 @@ struct epoll : file {
   std::atomic<bool> pending{false};
   std::atomic<bool> closing{false};     // closed by a signal handler while locked
   std::atomic<bool> gone{false};        // its last fd was closed; freed when refs is zero
+  std::atomic<bool> inherited{false};   // in a fork child: its connections are the parent's, asked back before the first wait
   std::atomic<epoll_item*> incoming{nullptr};
   list_head ready;
   std::atomic<uint32_t> nready{0};      // length of ready; written under lock
@@ -218,6 +219,7 @@ void epoll_notify(epoll* ep);                           // wake who waits for th
 void epoll_take_incoming(epoll* ep);                    // under lock
 uint32_t item_poll(epoll_item* it);                     // fast side's events, under lock
 bool epoll_readable(epoll* ep);                         // anything on the fast side?
+void epoll_claim(epoll* ep);                            // of a fork child
 int slot_publish(std::atomic<waiter*>* slots, std::atomic<uint32_t>& n, waiter* w);   // its place; -1: none free
 void slot_withdraw(std::atomic<waiter*>* slots, std::atomic<uint32_t>& n, int at, waiter* w);
 uint64_t epoll_stacks(epoll* ep);                       // mask, with those of nested sets

@@ -11,6 +11,7 @@
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
 #include "sock/lane_sys.hpp"
+#include "sock/proc.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
 
@@ -229,6 +230,7 @@ int mux_epoll_ctl(int epfd, int op, int fd, epoll_event* ev) {
   if (op == EPOLL_CTL_DEL) return remove(ep, epfd, fd, target);
   if ((op != EPOLL_CTL_ADD && op != EPOLL_CTL_MOD) || copy_from_user(&own, ev, sizeof own) || target == ep)
     return passed(real::epoll_ctl(epfd, op, fd, ev));
+  if (socket* const s = as_socket(target); s && ICEPATH_UNLIKELY(s->inherited.load(std::memory_order_relaxed))) sock_claim_inherited(s);
   return op == EPOLL_CTL_ADD ? add(ep, epfd, fd, target, own, true) : modify(ep, epfd, fd, target, own);
 }
 

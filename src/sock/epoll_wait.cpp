@@ -306,6 +306,7 @@ int mux_epoll_wait(int epfd, epoll_event* ev, int max, nsec timeout, const sigse
   epoll* const ep = as_epoll(fd_lookup(epfd));
   if (!ep) return kernel_wait(nullptr, epfd, ev, max, timeout, mask);
   if (max <= 0 || max > static_cast<int>(INT_MAX / sizeof(epoll_event))) return -EINVAL;
+  if (ICEPATH_UNLIKELY(ep->inherited.load(std::memory_order_relaxed))) epoll_claim(ep);
   wait_call c{ep, epfd, ev, max};
   nsec deadline = ~nsec{0};
   const bool timed = timeout != 0 && timeout != ~nsec{0};

@@ -30,7 +30,7 @@
 #include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
 #include "base/usercopy.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "skb/region.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"

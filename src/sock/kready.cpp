@@ -1,7 +1,7 @@
 // See kready.hpp. The poll request holds a reference of the epoll file: the ring must be closed before the set can go away.
 #include "sock/kready.hpp"
 #include <sys/epoll.h>
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "stack/process.hpp"
 
 namespace icepath {

@@ -13,7 +13,7 @@
 #include <new>
 
 #include "base/alloc.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/proc.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
@@ -259,6 +259,7 @@ void lane_advance(lane* l) {
         mib_add(l->st->net.stats->SockPromoted);
         row_promoted(s);
         l->watched = !l->closing && helper_watch(l->fd, lane_key(l));
+        if (const int pid = stack_peer_pid(l->st, l->peer)) helper_watch_peer(l->peer.process_slot, l->peer.process_cookie, pid);
         l->tx_late = true;
         if (!s->tx_blocked.load(std::memory_order_relaxed) || lane_sys::look(l->fd, POLLOUT)) lane_start_tx(l);
         if (l->closing) l->phase = lane_phase::closing;
@@ -317,6 +318,29 @@ void lane_advance(lane* l) {
   if (l->tx != tx0) news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM};   // the kernel lane was as ready
   if (l->tx != tx0 || l->rx != rx0 || l->phase != phase0) sock_wake(s, news | wake_changed);
   else if (news) sock_wake(s, news);
+}
+
+// What it took and had not read is lost, so the stream cannot go on, not even with a fork child that has the kernel lane: it ends for both.
+void lane_peer_died(lane* l) {
+  if (l->phase != lane_phase::open && l->phase != lane_phase::closing) return;
+  if (l->rx == rx_lane::fast) {
+    l->kernel_event = true;
+    lane_kernel_input(l);
+  }
+  const bool home = l->rx == rx_lane::kernel && l->rx_hdr_seen && l->tx == tx_lane::kernel && !lane_moving(l);
+  if (!home && !l->peer_gone && !kernel_peer_closed(l->fd)) {   // else the kernel lane tells, in its turn
+    if (l->rx == rx_lane::fast && l->rx_f == ~0ull) {
+      receive_rest(l, ~0ull);
+      l->rx_f = l->f_rx + lane_unread(l);
+    }
+    l->peer_gone = true;
+    l->tx = tx_lane::kernel;
+    l->out_len = 0;
+    l->pending_err = ECONNRESET;
+    real::shutdown(l->fd, SHUT_RDWR);
+    mib_add(l->st->net.stats->SockLaneDead);
+  }
+  lane_advance(l);
 }
 
 void lane_kernel_input(lane* l) {

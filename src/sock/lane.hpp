@@ -113,6 +113,7 @@ void lane_start_tx(lane* l);                         // our direction goes by th
 void lane_note(lane* l);                             // from upcalls: run lane_advance at the end of the poll round
 void lane_advance(lane* l);
 void lane_run_work(stack* st);
+void lane_peer_died(lane* l);                        // its process has ended. The kernel lane may be open still, in a fork child of it
 void lane_kernel_input(lane* l);                     // the kernel lane has something while rx is fast
 extern const tcp_ops lane_tcp_ops;
 

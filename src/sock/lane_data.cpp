@@ -8,7 +8,7 @@
 
 #include <cstdlib>
 
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/rows.hpp"

@@ -12,6 +12,7 @@
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
 #include "sock/poll_set.hpp"
+#include "sock/proc.hpp"
 #include "stack/stack.hpp"
 
 namespace icepath {
@@ -155,7 +156,8 @@ bool poll_concerns(file* f) {
     return ep->mask.load(std::memory_order_relaxed) || ep->nested.load(std::memory_order_relaxed) || !ep->items.empty();
   }
   if (f->kind != file_kind::tcp) return false;
-  const socket* const s = static_cast<socket*>(f);
+  auto* const s = static_cast<socket*>(f);
+  if (ICEPATH_UNLIKELY(s->inherited.load(std::memory_order_relaxed))) sock_claim_inherited(s);
   if (s->never.load(std::memory_order_relaxed) && !stack_of(s)) return s->fast.load(std::memory_order_acquire);
   return s->fast.load(std::memory_order_acquire) || stack_of(s) || s->state == sock_state::connected || s->state == sock_state::connecting;
 }

@@ -18,7 +18,7 @@
 #include "base/log.hpp"
 #include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/mux.hpp"
 #include "sock/pool.hpp"
@@ -49,6 +49,22 @@ void lane_event(uint64_t key, uint32_t) {
     if (l->s) lane_advance(l);
   }
   stack_leave(st);
+}
+
+thread_local stack_id dead_peer;   // lanes_for_each takes no context; the helper thread only
+
+void peer_died(uint32_t slot, uint64_t cookie) {
+  dead_peer = {slot, 0, cookie};
+  for (uint16_t i = 0; i < max_stacks; ++i) {
+    stack* st = stack_by_no(i);
+    if (!st) break;
+    if (!stack_enter(st)) continue;
+    st->net.now = clock_now();
+    lanes_for_each(st, [](lane* l) {
+      if (l->peer.process_slot == dead_peer.process_slot && l->peer.process_cookie == dead_peer.process_cookie) lane_peer_died(l);
+    });
+    stack_leave(st);
+  }
 }
 
 struct demotion { const char* why; unsigned count; };
@@ -262,7 +278,7 @@ int nothing_pending(void*) {
 bool sock_init() {
   if (!config_get().port_local) { failure = "no port is configured (ICEPATH_PORTS)"; return false; }
   if (!fdtable_start()) { failure = "no memory for the descriptor table"; return false; }
-  helper_set_handlers(lane_event, control);
+  helper_set_handlers({lane_event, peer_died, control});
   if (config_get().require && !process_start()) { failure = process_why(); return false; }
   return true;
 }

@@ -11,7 +11,7 @@
 #include "base/config.hpp"
 #include "base/no_cancel.hpp"
 #include "ip/ip.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "neigh/neighbour.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"

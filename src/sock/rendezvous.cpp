@@ -9,7 +9,7 @@
 #include <atomic>
 #include <cstdio>
 
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "skb/region.hpp"
 #include "stack/process.hpp"
 

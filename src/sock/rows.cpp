@@ -11,7 +11,7 @@
 
 #include "base/config.hpp"
 #include "base/log.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/pool.hpp"
 #include "stack/helper.hpp"

@@ -10,7 +10,7 @@
 #include "base/clock.hpp"
 #include "base/sig_gate.hpp"
 #include "base/config.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"

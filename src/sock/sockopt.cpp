@@ -9,7 +9,7 @@
 
 #include "base/clock.hpp"
 #include "base/usercopy.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/lane.hpp"
 #include "sock/proc.hpp"
 #include "sock/wait.hpp"
@@ -145,6 +145,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
 }
 
 int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
+  if (ICEPATH_UNLIKELY(s->inherited.load(std::memory_order_relaxed))) sock_claim_inherited(s);
   switch (req) {
     case FIONREAD: {   // SIOCINQ
       if (stack* st = s->st) stack_look(st);

@@ -17,7 +17,7 @@
 #include "base/raw_syscall.hpp"
 #include "base/sig_gate.hpp"
 #include "base/alloc.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"

@@ -12,22 +12,25 @@
 
 #include "base/clock.hpp"
 #include "base/log.hpp"
-#include "libc.hpp"
+#include "base/no_cancel.hpp"
+#include "base/raw_syscall.hpp"
+#include "base/libc.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
 
 namespace icepath {
 namespace {
 
-constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_stack = 1ull << 62;  // key_stack + stack number
+constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_peer = 1ull << 63, key_stack = 1ull << 62;  // + slot, + stack number
 
 std::atomic<uint32_t> started{0};
 std::atomic<bool> parked{false};
 int ep = -1, ev = -1, ctl = -1;
 pthread_t thread;
 thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
-void (*on_lane)(uint64_t, uint32_t) = nullptr;
-int (*on_control)(uint32_t, uint64_t, uint32_t*) = nullptr;
+helper_handlers on{};
+struct peer_process { std::atomic<uint64_t> cookie{0}; std::atomic<int> pidfd{-1}; };
+peer_process peers[max_processes];   // by slot; set by whoever meets the peer first, cleared here
 uint64_t watching_stack = 0;  // bit: FIFO of that stack is in ep
 
 void watch_stack(stack* s, bool on) {
@@ -39,12 +42,19 @@ void watch_stack(stack* s, bool on) {
   if (real::epoll_ctl(ep, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, stack_wake_fd(s), &e) == 0) watching_stack ^= bit;
 }
 
+void drop(peer_process& p) {
+  const int fd = p.pidfd.exchange(-1, std::memory_order_acq_rel);
+  if (fd < 0) return;
+  process_fd_del_internal(fd);
+  real::close(fd);   // and with it out of ep
+}
+
 void control() {
   control_mailbox& m = process_region()->hdr->control;
   const uint32_t req = m.req.load(std::memory_order_acquire);  // partner: the requester's store after writing cmd
   if (req == m.done.load(std::memory_order_relaxed)) return;
   uint32_t count = 0;
-  m.status = on_control ? on_control(m.cmd, m.arg, &count) : -ENOSYS;
+  m.status = on.control ? on.control(m.cmd, m.arg, &count) : -ENOSYS;
   m.count = count;
   m.done.store(req, std::memory_order_release);
 }
@@ -117,13 +127,19 @@ void* run(void*) {
         char b[64];
         while (::read(ctl, b, sizeof b) > 0) {}
         control();
+      } else if (e[i].data.u64 >= key_peer) {
+        const uint32_t slot = static_cast<uint32_t>(e[i].data.u64 - key_peer);
+        const uint64_t cookie = peers[slot].cookie.load(std::memory_order_acquire);
+        drop(peers[slot]);
+        // A pid can lie, or be of another namespace: the lock of its region decides.
+        if (!region_alive(slot, cookie) && on.peer_died) on.peer_died(slot, cookie);
       } else if (e[i].data.u64 >= key_stack) {
         if (stack* s = stack_by_no(static_cast<uint16_t>(e[i].data.u64 - key_stack))) {
           stack_disarm(s);
           stack_poll(s);
         }
-      } else if (on_lane) {
-        on_lane(e[i].data.u64, e[i].events);
+      } else if (on.lane_event) {
+        on.lane_event(e[i].data.u64, e[i].events);
       }
     }
   }
@@ -190,6 +206,10 @@ void helper_forget() {
   parked.store(false);
   watching_stack = 0;
   // The descriptors are the parent's open files: our copies go, the parent keeps its own.
+  for (auto& p : peers) {
+    p.cookie.store(0, std::memory_order_relaxed);
+    if (const int fd = p.pidfd.exchange(-1); fd >= 0) real::close(fd);
+  }
   for (int* fd : {&ep, &ev, &ctl}) {
     if (*fd >= 0) real::close(*fd);
     *fd = -1;
@@ -217,9 +237,21 @@ void helper_unwatch(int fd) {
   real::epoll_ctl(ep, EPOLL_CTL_DEL, fd, &e);
 }
 
-void helper_set_handlers(void (*lane_event)(uint64_t, uint32_t), int (*ctrl)(uint32_t, uint64_t, uint32_t*)) {
-  on_lane = lane_event;
-  on_control = ctrl;
+void helper_watch_peer(uint32_t slot, uint64_t cookie, int pid) {
+  if (slot >= max_processes || peers[slot].cookie.load(std::memory_order_acquire) == cookie) return;
+  if (peers[slot].cookie.exchange(cookie, std::memory_order_acq_rel) == cookie) return;
+  const no_cancel whole;
+  drop(peers[slot]);   // of one that had the slot before
+  const long fd = raw_syscall(SYS_pidfd_open, pid, 0);
+  if (fd < 0) return;  // not to be seen from here: its kernel lanes tell
+  const int high = internal(static_cast<int>(fd));
+  peers[slot].pidfd.store(high, std::memory_order_release);
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = key_peer + slot;
+  real::epoll_ctl(ep, EPOLL_CTL_ADD, high, &e);
 }
+
+void helper_set_handlers(const helper_handlers& h) { on = h; }
 
 }  // namespace icepath

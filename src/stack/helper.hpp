@@ -1,7 +1,7 @@
 // The helper thread (DESIGN section 4): asleep while application threads attend their stacks; all signals blocked.
 //  - a stack with live sockets that nobody has polled for `silence` is polled, then armed, by the helper: ACKs, timers and retransmits go on
 //    while the application computes;
-//  - kernel lanes of promoted connections are watched here: a dead or demoting peer is noticed at once;
+//  - kernel lanes of promoted connections are watched here, and the peers' processes (pidfd): a dead or demoting peer is noticed at once;
 //  - the control mailbox (`icepath off|on|ss`) is answered here.
 // An idle process uses no CPU: the helper parks (no timeout) when every stack is attended by a sleeper or armed by itself. Whoever ends that, after he
 // has taken the arming away, calls helper_unpark.
@@ -21,6 +21,13 @@ bool helper_parked();
 // Kernel lane watching. fn runs on the helper thread, with no owner word held. key is given back to fn.
 bool helper_watch(int fd, uint64_t key);
 void helper_unwatch(int fd);
-void helper_set_handlers(void (*lane_event)(uint64_t key, uint32_t events), int (*control)(uint32_t cmd, uint64_t arg, uint32_t* count));
+// The process in that slot is a peer from now on: its death is told even when its kernel lanes stay open, in a fork child of it. Any thread; idempotent.
+void helper_watch_peer(uint32_t slot, uint64_t cookie, int pid);
+struct helper_handlers {
+  void (*lane_event)(uint64_t key, uint32_t events);
+  void (*peer_died)(uint32_t slot, uint64_t cookie);
+  int (*control)(uint32_t cmd, uint64_t arg, uint32_t* count);
+};
+void helper_set_handlers(const helper_handlers& h);
 
 }  // namespace icepath

@@ -8,7 +8,7 @@
 
 #include "base/log.hpp"
 #include "base/no_cancel.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "skb/region_dir.hpp"
 #include "stack/helper.hpp"
 

@@ -291,6 +291,12 @@ void stack_detach_peer(stack* s, const stack_id& id) {
   local_port_detach(s->port, {id.process_slot, id.stack_no, id.process_cookie});
 }
 
+int stack_peer_pid(stack* s, const stack_id& id) {
+  if (id.process_cookie == process_region()->cookie) return 0;
+  const region_peer* p = local_port_peer_region(s->port, {id.process_slot, id.stack_no, id.process_cookie});
+  return p ? __atomic_load_n(&p->hdr()->pid, __ATOMIC_RELAXED) : 0;
+}
+
 bool stack_peer_row_sent(stack* s, const stack_id& id, uint32_t row, uint64_t* bytes) {
   const region_peer* p = local_port_peer_region(s->port, {id.process_slot, id.stack_no, id.process_cookie});
   if (row >= max_sock_rows) return false;

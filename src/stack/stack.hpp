@@ -76,6 +76,7 @@ struct stack_id { uint32_t process_slot; uint16_t stack_no; uint64_t process_coo
 stack_id stack_self(const stack* s);
 stack_attach stack_attach_peer(stack* s, const stack_id& peer, uint16_t* txq, uint8_t mac[6]);
 void stack_detach_peer(stack* s, const stack_id& peer);
+int stack_peer_pid(stack* s, const stack_id& peer);   // as it says itself; 0: this process, or not attached
 // What a peer process (dead or alive) has published in its row `row` as its count of fast bytes; false when its memory is not mapped any more.
 bool stack_peer_row_sent(stack* s, const stack_id& peer, uint32_t row, uint64_t* bytes);
 

@@ -2,8 +2,10 @@
 # The two ends of a verified byte stream, run as programs by test_control.py and test_death.py.
 #   stream.py echo PORT             echo server, one thread per connection
 #   stream.py send PORT SECONDS     sends a numbered stream and checks that every byte comes back, for so long; prints the byte count
+#   stream.py fork PORT             echoes one connection; after 100 messages forks a child that only keeps it, and prints the child's pid
 #   stream.py hang PORT             exchanges messages, prints `ready`, blocks in recv; prints `end` or `reset` and the monotonic time
 #                                   when the connection is over
+import os
 import select
 import socket
 import struct
@@ -27,6 +29,25 @@ def echo(port):
             pass
     while True:
         threading.Thread(target=serve, args=(lst.accept()[0],), daemon=True).start()
+
+
+def fork(port):
+    lst = socket.socket()
+    lst.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    lst.bind(("127.0.0.1", port))
+    lst.listen(1)
+    c = lst.accept()[0]
+    lst.close()
+    messages = 0
+    while data := c.recv(65536):
+        c.sendall(data)
+        messages += 1
+        if messages == 100:
+            child = os.fork()
+            if child == 0:
+                time.sleep(30)
+                os._exit(0)
+            print(child, flush=True)
 
 
 def block(n):
@@ -85,4 +106,4 @@ def hang(port):
     print(what, time.monotonic(), flush=True)
 
 
-{"echo": lambda a: echo(int(a[0])), "send": lambda a: send(int(a[0]), float(a[1])), "hang": lambda a: hang(int(a[0]))}[sys.argv[1]](sys.argv[2:])
+{"echo": lambda a: echo(int(a[0])), "fork": lambda a: fork(int(a[0])), "send": lambda a: send(int(a[0]), float(a[1])), "hang": lambda a: hang(int(a[0]))}[sys.argv[1]](sys.argv[2:])

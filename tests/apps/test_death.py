@@ -32,6 +32,26 @@ def test_peer_sees_the_end_at_once(arm):
         check(cli.stats().get("fast", 0) > 0, "the connection was never fast")
 
 
+@lib.in_arms("fast")
+def test_peer_sees_the_end_although_a_fork_child_keeps_the_connection(arm):
+    # The kernel's connection stays open in the child, but what the dead one had taken from the fast one is lost: the stream must not go on, nor hang.
+    port = lib.free_port()
+    srv = lib.server(arm, [lib.PYTHON, STREAM, "fork", port], port)
+    cli = lib.Program(arm, [lib.PYTHON, STREAM, "hang", port])
+    lib.until("client is ready", lambda: "ready" in cli.out())
+    lib.until("the connection is fast", lambda: lib.fast_rows(cli.pid) and lib.fast_rows(srv.pid))
+    child = int(srv.out())
+    killed = time.monotonic()
+    os.kill(srv.pid, signal.SIGKILL)
+    try:
+        cli.wait(10)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    what, when = cli.out().split("\n")[1].split()
+    check(what in ("end", "reset"), f"the client saw {what}")
+    check(float(when) - killed < 1.0, f"the client saw it after {float(when) - killed:.3f} s")
+
+
 def test_client_killed_while_sending(arm):
     # The dead one may be in the middle of writing into the server's ring. Another client's stream goes on, and is right.
     port = lib.free_port()
@@ -66,4 +86,5 @@ def test_memory_is_reclaimed(_):
     srv.kill()
 
 
-lib.main([test_peer_sees_the_end_at_once, test_client_killed_while_sending, test_memory_is_reclaimed])
+lib.main([test_peer_sees_the_end_at_once, test_peer_sees_the_end_although_a_fork_child_keeps_the_connection,
+          test_client_killed_while_sending, test_memory_is_reclaimed])

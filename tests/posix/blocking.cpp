@@ -366,13 +366,13 @@ int main(int argc, char** argv) {
   constexpr unsigned two = in_threads | in_procs;
   return run_all(argc, argv,
                  {{"recv_timeout", recv_timeout, two},
-                  {"send_timeout", send_timeout, everywhere},
-                  {"send_blocks_until_read", send_blocks_until_read, two},
+                  {"T11d_send_timeout", send_timeout, everywhere},
+                  {"T11n_send_blocks_until_read", send_blocks_until_read, two},
                   {"eintr", eintr},
                   {"restart", restart},
                   {"never_restarted", never_restarted},
-                  {"partial_then_signal", partial_then_signal},
-                  {"cancellation", cancellation},
+                  {"T11o_partial_then_signal", partial_then_signal},
+                  {"T01_cancellation", cancellation},
                   {"close_while_blocked", close_while_blocked},
                   {"shutdown_wakes", shutdown_wakes},
                   {"ping_pong_slow", ping_pong_slow, two}});

@@ -313,15 +313,15 @@ void socket_arguments(duo&) {
 int main(int argc, char** argv) {
   return run_all(argc, argv,
                  {{"bad_fds", bad_fds},
-                  {"closed_fd", closed_fd},
-                  {"not_sockets", not_sockets},
-                  {"not_connected", not_connected},
-                  {"connected_again", connected_again},
-                  {"bad_send_pointers", bad_send_pointers},
-                  {"crossing_send", crossing_send},
-                  {"bad_recv_pointers", bad_recv_pointers},
-                  {"bad_other_pointers", bad_other_pointers},
-                  {"lengths", lengths},
-                  {"many_vectors", many_vectors},
-                  {"socket_arguments", socket_arguments}});
+                  {"T04_closed_fd", closed_fd},
+                  {"T04_not_sockets", not_sockets},
+                  {"T04_not_connected", not_connected},
+                  {"T04_connected_again", connected_again},
+                  {"T05_bad_send_pointers", bad_send_pointers},
+                  {"T05_crossing_send", crossing_send},
+                  {"T05_bad_recv_pointers", bad_recv_pointers},
+                  {"T05_bad_other_pointers", bad_other_pointers},
+                  {"T03_lengths", lengths},
+                  {"T03_many_vectors", many_vectors},
+                  {"T04_socket_arguments", socket_arguments}});
 }

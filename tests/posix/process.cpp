@@ -57,6 +57,84 @@ void child_uses(duo&) {
   show_recv("end", p.a, 1);
 }
 
+// The child waits for an inherited connection before it reads it: whoever waits for it uses it.
+void child_waits(duo&) {
+  for (const char* how : {"poll", "select", "epoll", "new epoll", "FIONREAD"}) {
+    pair_of p;
+    int ep = epoll_create1(0);
+    epoll_event ev{EPOLLIN, {.u64 = 7}};
+    if (!strcmp(how, "epoll") && epoll_ctl(ep, EPOLL_CTL_ADD, p.b, &ev)) give_up("epoll_ctl");
+    if (!round_trips(p.a, p.b, 100)) give_up("round trips");
+    pid_t pid = fork();
+    if (pid == 0) {
+      p.close_a();
+      int ready = 0;
+      if (!strcmp(how, "poll")) {
+        pollfd f{p.b, POLLIN, 0};
+        ready = poll(&f, 1, 10000);
+      } else if (!strcmp(how, "select")) {
+        fd_set r;
+        FD_ZERO(&r);
+        FD_SET(p.b, &r);
+        timeval tv{10, 0};
+        ready = select(p.b + 1, &r, nullptr, nullptr, &tv);
+      } else if (!strcmp(how, "FIONREAD")) {
+        for (int i = 0; i < 10000 && !ready; i++) ioctl(p.b, FIONREAD, &ready), nap_us(1000);
+        ready = ready == 3;
+      } else {
+        if (!strcmp(how, "new epoll")) ep = epoll_create1(0), epoll_ctl(ep, EPOLL_CTL_ADD, p.b, &ev);
+        ready = epoll_wait(ep, &ev, 1, 10000);
+        if (ev.data.u64 != 7) ready = -7;
+      }
+      char b[4] = {};
+      bool ok = ready == 1 && recv_upto(p.b, b, 3) == 3 && !memcmp(b, "ask", 3) && send_all(p.b, "answer", 6);
+      exit(ok ? 0 : 1);
+    }
+    p.close_b();
+    nap_us(30000);
+    send_all(p.a, "ask", 3);
+    std::string s(16, 0);
+    s.resize(recv_upto(p.a, s.data(), s.size()));
+    say("%s: %s", how, s.c_str());
+    reap(pid, "child");
+    close(ep);
+  }
+}
+
+// Becomes a daemon with a connection that it uses already.
+void daemon_waits(duo&) {
+  int ep = epoll_create1(0);
+  pair_of p;
+  pid_t pid = fork();
+  if (pid == 0) {
+    p.close_a();
+    epoll_event ev{EPOLLIN, {.u64 = 7}};
+    if (epoll_ctl(ep, EPOLL_CTL_ADD, p.b, &ev)) give_up("epoll_ctl");
+    for (int i = 0; i < 100; i++) {
+      char c;
+      if (epoll_wait(ep, &ev, 1, 10000) != 1 || recv(p.b, &c, 1, 0) != 1 || !send_all(p.b, &c, 1)) _exit(1);
+    }
+    pid_t second = fork();
+    if (second) exit(second < 0);
+    char b[4] = {};
+    bool ok = epoll_wait(ep, &ev, 1, 10000) == 1 && ev.data.u64 == 7 && recv_upto(p.b, b, 3) == 3 && send_all(p.b, "answer", 6);
+    exit(ok ? 0 : 1);
+  }
+  p.close_b();
+  bool ok = true;
+  for (int i = 0; i < 100; i++) {
+    char c = static_cast<char>(i), r = 0;
+    ok &= send_all(p.a, &c, 1) && recv_upto(p.a, &r, 1) == 1 && r == c;
+  }
+  ask("echo", ok);
+  reap(pid, "first child");
+  send_all(p.a, "ask", 3);
+  std::string s(16, 0);
+  s.resize(recv_upto(p.a, s.data(), s.size()));
+  say("daemon: %s", s.c_str());
+  close(ep);
+}
+
 // Parent and child write to the same connection in turn; the end comes when both have closed.
 void both_use(duo&) {
   pair_of p;
@@ -393,7 +471,8 @@ void killed(duo&) {
 int main(int argc, char** argv) {
   if (argc == 3 && !strcmp(argv[1], "--echo-on")) return echo_on(atoi(argv[2]));
   return run_all(argc, argv,
-                 {{"idle_child", idle_child}, {"child_uses", child_uses}, {"both_use", both_use}, {"parent_closes", parent_closes},
+                 {{"idle_child", idle_child}, {"child_uses", child_uses}, {"child_waits", child_waits}, {"daemon_waits", daemon_waits},
+                  {"both_use", both_use}, {"parent_closes", parent_closes},
                   {"fork_server", fork_server, in_threads | in_procs}, {"vfork_and_spawn", vfork_and_spawn}, {"exec_cat", exec_cat},
                   {"exec_self", exec_self}, {"cloexec", cloexec}, {"scm_rights", scm_rights}, {"scm_rights_self", scm_rights_self},
                   {"exit_with_data", exit_with_data}, {"killed", killed}});

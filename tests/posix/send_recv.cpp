@@ -262,8 +262,8 @@ int main(int argc, char** argv) {
                   {"waitall_dontwait", waitall_dontwait, everywhere},
                   {"trunc", trunc, everywhere},
                   {"zero_lengths", zero_lengths, everywhere},
-                  {"dontwait", dontwait, everywhere},
-                  {"fill_and_drain", fill_and_drain, everywhere},
-                  {"addresses", addresses, everywhere},
+                  {"T04_dontwait", dontwait, everywhere},
+                  {"T11j_fill_and_drain", fill_and_drain, everywhere},
+                  {"T04_addresses", addresses, everywhere},
                   {"stream_not_records", stream_not_records, everywhere}});
 }

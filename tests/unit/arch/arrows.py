@@ -21,10 +21,8 @@ MAY_INCLUDE = {
     "preload": {"sock", "stack", "control", "tcp", "udp", "ip", "neigh", "net"},
     "driver": {"net"},
 }
-# libc's own functions, whose pointers the symbol layer finds: declared there, and said there to be for src/ as well.
-REAL_LIBC = "preload/libc.hpp"
-for _layer in ("stack", "sock", "control"):
-    MAY_INCLUDE[_layer] = MAY_INCLUDE[_layer] | {REAL_LIBC}
+# libc's own functions: for the layers that deal with the kernel, not for those that make packets.
+ONLY_FOR = {"base/libc.hpp": {"stack", "sock", "control", "preload"}}
 # What serves all is itself in order: base below wire below skb.
 SERVES = {"base": set(), "wire": {"base"}, "skb": {"base", "wire"}}
 DRIVER_DIRS = {"ice", "e810", "xdp", "dpdk", "driver"}
@@ -57,6 +55,8 @@ def layer_of_include(inc, rel, root):
 def allowed(layer, target_layer, target):
     if target_layer is None or target_layer == layer:
         return True
+    if layer not in ONLY_FOR.get("/".join(target.parts[-2:]), {layer}):
+        return False
     if target_layer in SERVE_ALL:
         return layer not in SERVE_ALL or target_layer in SERVES[layer]
     may = MAY_INCLUDE[layer]
@@ -108,10 +108,10 @@ def self_test():
         ("src/skb/b.hpp", '#include "net/net.hpp"\n', 1),
         ("driver/ice/a.cpp", '#include "net/net_device.hpp"\n#include "ice/ring.hpp"\n', 0),
         ("driver/ice/b.cpp", '#include "ip/ip.hpp"\n', 1),
-        ("preload/a.cpp", '#include "sock/socket.hpp"\n#include "libc.hpp"\n', 0),
-        ("src/sock/a.cpp", '#include "preload/libc.hpp"\n', 0),
+        ("preload/a.cpp", '#include "sock/socket.hpp"\n#include "base/libc.hpp"\n', 0),
+        ("src/sock/a.cpp", '#include "base/libc.hpp"\n', 0),
         ("src/sock/b.cpp", '#include "preload/init.hpp"\n', 1),
-        ("src/tcp/d.cpp", '#include "preload/libc.hpp"\n', 1),
+        ("src/tcp/d.cpp", '#include "base/libc.hpp"\n', 1),
         ("src/net/long.cpp", "//\n" * 501, 1),
         ("src/net/short.cpp", "//\n" * 500, 0),
         ("src/odd/a.cpp", "", 1),
@@ -122,7 +122,7 @@ def self_test():
             root = pathlib.Path(d)
             (root / name).parent.mkdir(parents=True)
             (root / name).write_text(text)
-            for real in ("src/sock/socket.hpp", "preload/libc.hpp"):
+            for real in ("src/sock/socket.hpp", "src/base/libc.hpp"):
                 (root / real).parent.mkdir(parents=True, exist_ok=True)
                 (root / real).write_text("")
             got = check(root)

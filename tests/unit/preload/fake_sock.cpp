@@ -8,7 +8,7 @@
 #include <fcntl.h>
 #include <unistd.h>
 #include <sys/syscall.h>
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/init.hpp"
 #include "sock/mux.hpp"
 #include "sock/socket.hpp"

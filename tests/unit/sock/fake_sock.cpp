@@ -8,7 +8,7 @@
 #include <mutex>
 #include <vector>
 #include "base/clock.hpp"
-#include "libc.hpp"
+#include "base/libc.hpp"
 #include "sock/pool.hpp"
 #include "stack/process.hpp"
 
@@ -74,6 +74,7 @@ readiness sock_poll(socket* s) {
   return {static_cast<uint32_t>(v), static_cast<uint32_t>(v >> 32)};
 }
 static void lock(socket* s) { while (s->wait_lock.exchange(1)) cpu_relax(); }
+void sock_claim_inherited(socket*) {}
 void sock_add_waiter(socket* s, wait_entry* w) { lock(s); s->waiters.push_back(w->node); s->wait_lock.store(0); }
 void sock_del_waiter(socket* s, wait_entry* w) { lock(s); w->node.unlink(); s->wait_lock.store(0); }
 void sock_wake(socket* s, uint32_t mask) {

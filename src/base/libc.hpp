@@ -1,6 +1,7 @@
-// libc's own functions behind the symbols we interpose: real::send is what send would be without icepath. Resolved by
-// dlsym(RTLD_NEXT) on first use, each by itself; usable before our constructor has run and from any thread. For the functions that are plain system
-// calls a raw syscall serves when dlsym cannot (early start-up). Cancellation points of libc stay cancellation points.
+// libc's own functions behind the symbols we interpose: real::send is what send would be without icepath. Declared here for the layers that deal with
+// the kernel, defined by preload/libc.cpp (in a layer's unit tests, by a fake). Resolved by dlsym(RTLD_NEXT) on first use, each by itself; usable before our
+// constructor has run and from any thread. For the functions that are plain system calls a raw system call serves when dlsym cannot (early start-up).
+// Cancellation points of libc stay cancellation points.
 #pragma once
 #include <fcntl.h>
 #include <poll.h>
@@ -14,7 +15,7 @@
 
 namespace icepath::real {
 
-// Every entry is a callable with the libc signature. The list is preload/libc.cpp's; the library (src/) uses only these:
+// Every entry is a callable with the libc signature.
 int close(int fd);
 ssize_t sendmsg(int fd, const msghdr* m, int flags);
 ssize_t recvmsg(int fd, msghdr* m, int flags);
