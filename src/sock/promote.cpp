@@ -125,7 +125,8 @@ tcp_sock* make_sock(lane* l, uint16_t txq, const uint8_t mac[6]) {
   sk->params.timewait_len = 0;
   sk->params.retries2 = 255;
   sk->params.early_retrans = false;      // a peer that lost the processor is no loss
-  sk->params.syn_retries = 6;
+  sk->params.syn_retries = 100;
+  sk->params.syn_linear_timeouts = 100;  // the other end is in a kernel call at this moment: soon again, for open_timeout
   sk->params.synack_retries = 255;  // the peer may be open already: its answer or its end comes, be it by the kernel lane
   sk->params.rcvbuf = 2u << 20;
   sk->params.sndbuf = 1u << 20;

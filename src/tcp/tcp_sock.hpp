@@ -33,6 +33,7 @@ struct tcp_params {
   uint32_t rcvbuf = 131072, rcvbuf_max = 6u << 20;
   uint32_t tsq_limit_min = 1u << 20;                                        // bytes below the socket before TSQ throttles
   uint16_t max_reordering = 300;
+  uint8_t syn_linear_timeouts = 0;                                          // of the SYN, before the exponential ones (tcp_syn_linear_timeouts)
   uint8_t syn_retries = 6, synack_retries = 5, retries2 = 15, orphan_retries = 8, reordering = 3;
   bool timestamps = true, sack = true, window_scaling = true, moderate_rcvbuf = true, autocorking = true, early_retrans = true, dsack = true;
 };

@@ -93,6 +93,10 @@ void retransmit_timer_fn(net& n, tcp_sock* sk) {
       return;
     }
   }
+  if (sk->state == TCP_SYN_SENT && sk->retransmits <= sk->params.syn_linear_timeouts) {
+    tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, sk->rto);
+    return;
+  }
   if (sk->backoff < 30) ++sk->backoff;
   sk->rto = sk->rto << 1 < sk->params.rto_max ? sk->rto << 1 : sk->params.rto_max;   // RFC 6298 (5.5)
   tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, sk->rto);

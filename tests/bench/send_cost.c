@@ -1,6 +1,7 @@
 /* The duration of one send() of 64 bytes.
  *   send_cost server IP PORT                 reads one connection to its end in blocking recv(), answers nothing but a byte at the end
  *   send_cost client IP PORT SENDS GAP_USEC  times each send(); GAP_USEC passes between two, so that the reader sleeps again */
+#include <sys/ioctl.h>
 #include "bench.h"
 
 static int server(char** arg) {
@@ -30,6 +31,8 @@ static int client(char** arg) {
     if (i >= 0) took[i] = t1 - t0;
     while (now_ns() - t1 < gap) {}
   }
+  for (int left = 1; left > 0; usleep(1000))   /* what a shutdown finds unread is another matter */
+    if (ioctl(fd, TIOCOUTQ, &left) != 0) die("TIOCOUTQ");
   shutdown(fd, SHUT_WR);
   if (recv(fd, &end, 1, MSG_WAITALL) != 1) die("the reader did not get everything");
   qsort(took, (size_t)sends, sizeof *took, by_value);
