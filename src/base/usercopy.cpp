@@ -104,6 +104,9 @@ icepath_usercopy_exit:
 extern "C" {
 size_t icepath_usercopy(void* to, const void* from, size_t n);
 extern const char icepath_usercopy_rep[], icepath_usercopy_exit[];
+// Pairs of distances from where they stand: the instruction that may fault, and where to go on. Made by load_from_user.
+extern const int32_t __start_icepath_ex[] __attribute__((weak, visibility("hidden")));
+extern const int32_t __stop_icepath_ex[] __attribute__((weak, visibility("hidden")));
 }
 
 namespace icepath {
@@ -117,6 +120,11 @@ bool usercopy_fault(const siginfo_t* info, void* ucontext) {
   greg_t* r = uc->uc_mcontext.gregs;
   const auto ip = static_cast<uintptr_t>(r[REG_RIP]);
   const auto exit = reinterpret_cast<uintptr_t>(icepath_usercopy_exit);
+  for (const int32_t* e = __start_icepath_ex; e < __stop_icepath_ex; e += 2) {
+    if (reinterpret_cast<uintptr_t>(e) + static_cast<uintptr_t>(intptr_t{e[0]}) != ip) continue;
+    r[REG_RIP] = static_cast<greg_t>(reinterpret_cast<uintptr_t>(e + 1) + static_cast<uintptr_t>(intptr_t{e[1]}));
+    return true;
+  }
   if (ip < reinterpret_cast<uintptr_t>(&icepath_usercopy) || ip >= exit) return false;
   r[REG_RAX] = ip == reinterpret_cast<uintptr_t>(icepath_usercopy_rep) ? r[REG_RCX] : r[REG_R9];
   r[REG_RIP] = static_cast<greg_t>(exit);

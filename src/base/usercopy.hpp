@@ -15,6 +15,28 @@ namespace icepath {
 size_t copy_from_user(void* to, const void* from, size_t n);
 size_t copy_to_user(void* to, const void* from, size_t n);
 
+// One word, read in place; -1: it cannot be read. The instruction is named in the section icepath_ex, with where to go on after a fault (as the
+// kernel's exception table does): for paths where a call is too much.
+inline int64_t load_from_user(const int* from) {
+#if defined(__x86_64__)
+  int64_t v = -1;
+  asm volatile(
+      "1: movl (%[from]), %k[v]\n"
+      "2:\n"
+      ".pushsection icepath_ex, \"a\", @progbits\n"
+      ".balign 4\n"
+      ".long 1b - ., 2b - .\n"
+      ".popsection"
+      : [v] "+r"(v)
+      : [from] "r"(from)
+      : "memory");
+  return v;
+#else
+  uint32_t v;
+  return copy_from_user(&v, from, sizeof v) ? -1 : int64_t{v};
+#endif
+}
+
 // Puts the handler in place; what was installed becomes the next one. Until then a bad pointer crashes as it does without us.
 // `real` is libc's sigaction; nullptr: looked up behind this library.
 using sigaction_fn = int (*)(int, const struct sigaction*, struct sigaction*);

@@ -59,6 +59,14 @@ TEST_F(usercopy, T05_bad_pointers_of_any_length_are_reported) {
   }
 }
 
+TEST_F(usercopy, T05_a_word_at_a_bad_pointer_is_reported) {
+  int good = -7;
+  EXPECT_EQ(load_from_user(&good), int64_t{0xfffffff9});
+  EXPECT_EQ(load_from_user(nullptr), -1);
+  EXPECT_EQ(load_from_user(reinterpret_cast<int*>(0xdead000000000000ull)), -1);  // not canonical
+  EXPECT_EQ(load_from_user(&good), int64_t{0xfffffff9});
+}
+
 TEST_F(usercopy, T05_fault_in_the_middle_is_reported_and_exact_when_long) {
   static uint8_t buf[8192];
   guarded g;
