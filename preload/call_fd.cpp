@@ -172,6 +172,7 @@ ICEPATH_EXPORT int fcntl(int fd, int cmd, ...) {
   if (ICEPATH_LIKELY(!fd_lookup(fd))) return next::fcntl(fd, cmd, arg);
   const kept_errno e;
   if (cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC) before_dup(fd);
+  if (cmd == F_SETFL && (arg & O_ASYNC)) demote_for(fd, "O_ASYNC");   // SIGIO is the kernel's to send
   const int r = next::fcntl(fd, cmd, arg);
   if (r < 0) return r;
   if (cmd == F_DUPFD || cmd == F_DUPFD_CLOEXEC) after_dup(fd, r);

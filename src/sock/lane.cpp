@@ -320,25 +320,14 @@ void lane_advance(lane* l) {
   else if (news) sock_wake(s, news);
 }
 
-// What it took and had not read is lost, so the stream cannot go on, not even with a fork child that has the kernel lane: it ends for both.
+// Nothing is lost by that when it left in order, or when its kernel lane has ended: what it sent then is in our kernel lane behind a header, or before the
+// end, some of it perhaps not yet here. Whether there is a header is known when the bytes before it are read.
 void lane_peer_died(lane* l) {
   if (l->phase != lane_phase::open && l->phase != lane_phase::closing) return;
+  l->peer_died = true;
   if (l->rx == rx_lane::fast) {
     l->kernel_event = true;
     lane_kernel_input(l);
-  }
-  const bool home = l->rx == rx_lane::kernel && l->rx_hdr_seen && l->tx == tx_lane::kernel && !lane_moving(l);
-  if (!home && !l->peer_gone && !kernel_peer_closed(l->fd)) {   // else the kernel lane tells, in its turn
-    if (l->rx == rx_lane::fast && l->rx_f == ~0ull) {
-      receive_rest(l, ~0ull);
-      l->rx_f = l->f_rx + lane_unread(l);
-    }
-    l->peer_gone = true;
-    l->tx = tx_lane::kernel;
-    l->out_len = 0;
-    l->pending_err = ECONNRESET;
-    real::shutdown(l->fd, SHUT_RDWR);
-    mib_add(l->st->net.stats->SockLaneDead);
   }
   lane_advance(l);
 }
@@ -391,6 +380,15 @@ void lane_kernel_input(lane* l) {
     l->peer_gone = true;
     const bool all = r == 0 && known && sent == have;
     l->pending_err = all ? 0 : (err ? err : ECONNRESET);
+    mib_add(l->st->net.stats->SockLaneDead);
+  } else if (l->peer_died && err == EAGAIN) {
+    // Its process ended without a header, and the kernel lane is open: a fork child has it. What the dead one had taken and not read is lost, so
+    // the stream must not go on: it ends for both.
+    receive_rest(l, ~0ull);
+    l->rx_f = l->f_rx + lane_unread(l);
+    l->peer_gone = true;
+    l->pending_err = ECONNRESET;
+    real::shutdown(l->fd, SHUT_RDWR);
     mib_add(l->st->net.stats->SockLaneDead);
   } else {
     return;

@@ -61,6 +61,7 @@ struct lane {
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
   bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
   bool hand_back = false;    // asked for before the fast connection was open
+  bool peer_died = false;    // its process has ended
   bool tx_late = false;      // our fast header is not written yet: the program found the send buffer full, and nobody has read since
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
   bool closing = false;      // the last fd closed while it was opening

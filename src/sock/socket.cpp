@@ -15,6 +15,7 @@
 #include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
 #include "sock/rows.hpp"
+#include "sock/wait.hpp"
 #include "stack/process.hpp"
 
 namespace icepath {
@@ -197,6 +198,7 @@ void sock_before_replace(int newfd) {
 int sock_close(int fd) {
   file* f = fd_lookup(fd);
   if (!f) return real::close(fd) == 0 ? 0 : -errno;
+  wait_reap(__builtin_frame_address(0));
   if (f->kind == file_kind::tcp && f->nr_fds.load(std::memory_order_acquire) == 1 && static_cast<socket*>(f)->ln) {
     auto* s = static_cast<socket*>(f);
     epoll_on_close(fd, f);

@@ -185,6 +185,12 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
       s->nonblock.store(v != 0, std::memory_order_relaxed);
       return r;
     }
+    case FIOASYNC: {   // SIGIO is the kernel's to send
+      int v = 0;
+      if (copy_from_user(&v, arg, sizeof v)) return -EFAULT;
+      if (v) sock_demote(s, "FIOASYNC");
+      break;
+    }
     default: break;
   }
   const int r = real::ioctl(fd, req, arg);

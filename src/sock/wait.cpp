@@ -150,17 +150,47 @@ void waiter_wake(waiter* w) {
   }
 }
 
+void wait_reap(const void* here) {
+  waiter* const w = mine;
+  if (ICEPATH_LIKELY(!w || !w->frame) || here < w->frame) return;   // a handler over the wait stands deeper
+  stack_t alt{};
+  if (sigaltstack(nullptr, &alt) != 0 || (alt.ss_flags & SS_ONSTACK)) return;   // a handler on a stack of its own: nothing can be said
+  const closed_gate no_handlers;
+  w->frame = nullptr;
+  w->sleeper = 0;
+  w->sleeping.store(0, std::memory_order_relaxed);
+  if (w->armed) stack_abandon(w->armed);
+  w->armed = 0;
+  if (socket* const s = w->on) {
+    sock_del_waiter(s, &w->entry);
+    w->on = nullptr;
+    if (w->held) sock_put(s);
+    w->held = false;
+  }
+}
+
 sock_sleeper::sock_sleeper(socket* s, bool held) : w_(this_waiter()) {
+  static std::atomic<uint32_t> ids{0};
+  wait_reap(this);
   const closed_gate no_handlers;
   outer_ = w_->on;
   outer_held_ = w_->held;
+  outer_id_ = w_->sleeper;
+  outer_frame_ = w_->frame;
+  do id_ = ids.fetch_add(1, std::memory_order_relaxed) + 1;
+  while (id_ == 0);
   if (outer_) sock_del_waiter(outer_, &w_->entry);
   w_->on = s;
   w_->held = held;
+  w_->sleeper = id_;
+  if (!w_->frame) w_->frame = this;
   sock_add_waiter(s, &w_->entry);
 }
 sock_sleeper::~sock_sleeper() {
   const closed_gate no_handlers;
+  if (ICEPATH_UNLIKELY(w_->sleeper != id_)) return;   // reaped
+  w_->sleeper = outer_id_;
+  w_->frame = outer_frame_;
   socket* const s = w_->on;
   const bool held = w_->held;
   sock_del_waiter(s, &w_->entry);
@@ -175,6 +205,7 @@ sock_sleeper::~sock_sleeper() {
 
 int wait_until(const wait_plan& p) {
   waiter* const w = this_waiter();
+  if (ICEPATH_UNLIKELY(w->frame != nullptr) && !w->sleeper) wait_reap(__builtin_frame_address(0));
   const volatile uint32_t& signals = p.restart ? signals_breaking : signals_seen;
   const uint32_t sig0 = p.since ? *p.since : signals;
   int r;
@@ -246,9 +277,13 @@ int wait_until(const wait_plan& p) {
       sigset_t all, mask;
       sigfillset(&all);
       raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &all, &mask, _NSIG / 8);
-      w->armed = p.stacks;
+      const void* const outer = w->frame;
+      const uint64_t outer_armed = w->armed;
+      if (!outer) w->frame = __builtin_frame_address(0);
+      w->armed = outer_armed | p.stacks;
       slept = signals != sig0 ? -EINTR : sleep_once(p, w, timeout, p.mask ? p.mask : &mask);
-      w->armed = 0;
+      w->armed = outer_armed;
+      w->frame = outer;
       raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, _NSIG / 8);
     }
     w->sleeping.store(0, std::memory_order_relaxed);

@@ -29,6 +29,8 @@ struct waiter {                       // one per thread; type-stable, goes to an
   wait_entry entry;                   // for waiting on one socket (sock_sleeper)
   socket* on = nullptr;
   bool held = false;                  // `on` is kept open by us
+  uint32_t sleeper = 0;               // id of the sock_sleeper that stands here, 0: none
+  const void* frame = nullptr;        // of the outermost call that waits now
   waiter* next_free = nullptr;
 };
 
@@ -45,7 +47,13 @@ class sock_sleeper {
   waiter* w_;
   socket* outer_;
   bool outer_held_;
+  uint32_t id_, outer_id_;
+  const void* outer_frame_;
 };
+
+// A handler of the program may leave a wait by longjmp. The next wait of the thread, or its next close, finds that the frame of the former one is gone,
+// and gives back what it held. here: an address in the caller's frame.
+void wait_reap(const void* here);
 
 // Raised by every signal handler that runs in this thread (preload/call_signal.cpp): a wait that spins must end with EINTR as one in the kernel would.
 // signals_breaking counts only handlers without SA_RESTART: those alone interrupt a restartable call.

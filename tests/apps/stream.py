@@ -2,7 +2,7 @@
 # The two ends of a verified byte stream, run as programs by test_control.py and test_death.py.
 #   stream.py echo PORT             echo server, one thread per connection
 #   stream.py send PORT SECONDS     sends a numbered stream and checks that every byte comes back, for so long; prints the byte count
-#   stream.py fork PORT             echoes one connection; after 100 messages forks a child that only keeps it, and prints the child's pid
+#   stream.py fork PORT             echoes one connection; after 190 messages forks a child that only keeps it, and prints the child's pid
 #   stream.py hang PORT             exchanges messages, prints `ready`, blocks in recv; prints `end` or `reset` and the monotonic time
 #                                   when the connection is over
 import os
@@ -42,7 +42,7 @@ def fork(port):
     while data := c.recv(65536):
         c.sendall(data)
         messages += 1
-        if messages == 100:
+        if messages == 190:
             child = os.fork()
             if child == 0:
                 time.sleep(30)

@@ -36,8 +36,8 @@ def test_peer_sees_the_end_at_once(arm):
 def test_peer_sees_the_end_although_a_fork_child_keeps_the_connection(arm):
     # The kernel's connection stays open in the child, but what the dead one had taken from the fast one is lost: the stream must not go on, nor hang.
     port = lib.free_port()
-    srv = lib.server(arm, [lib.PYTHON, STREAM, "fork", port], port)
-    cli = lib.Program(arm, [lib.PYTHON, STREAM, "hang", port])
+    srv = lib.server(arm, [lib.PYTHON, STREAM, "fork", port], port, ICEPATH_PROMOTE="eager")   # fast before the fork
+    cli = lib.Program(arm, [lib.PYTHON, STREAM, "hang", port], ICEPATH_PROMOTE="eager")
     lib.until("client is ready", lambda: "ready" in cli.out())
     lib.until("the connection is fast", lambda: lib.fast_rows(cli.pid) and lib.fast_rows(srv.pid))
     child = int(srv.out())

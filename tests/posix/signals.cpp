@@ -1,4 +1,6 @@
 // Signal handlers that use sockets in the middle of traffic, a thousand times a second.
+#include <setjmp.h>
+#include <sys/time.h>
 #include <atomic>
 
 #include "common.hpp"
@@ -201,6 +203,84 @@ void sleeper(duo&) {
   ask("its records arrived in order", records_right(q.b, handler_sent));
 }
 
+std::atomic<int> io_signals{0};
+void on_io(int) { io_signals.fetch_add(1); }
+
+// SIGIO for what arrives, also when it was asked for in the middle of the connection's life.
+void sigio(duo&) {
+  struct sigaction a {};
+  a.sa_handler = on_io;
+  a.sa_flags = SA_RESTART;
+  sigaction(SIGIO, &a, nullptr);
+  for (bool by_ioctl : {false, true}) {
+    pair_of p;
+    ask("traffic before", traffic(p, 50, 100));
+    fcntl(p.a, F_SETOWN, getpid());
+    if (by_ioctl) {
+      int on = 1;
+      SHOW(ioctl(p.a, FIOASYNC, &on));
+    } else {
+      SHOW(fcntl(p.a, F_SETFL, fcntl(p.a, F_GETFL) | O_ASYNC));
+    }
+    int told = 0;
+    for (int i = 0; i < 20; i++) {
+      const int before = io_signals;
+      send_all(p.b, "x", 1);
+      for (int k = 0; k < 2000 && io_signals == before; k++) nap_us(500);
+      told += io_signals != before;
+      char c;
+      if (recv(p.a, &c, 1, 0) != 1) give_up("recv");
+    }
+    say("told of %d", told);
+    ask("traffic after", traffic(p, 50, 100));
+  }
+  signal(SIGIO, SIG_IGN);
+}
+
+sigjmp_buf out_of_wait;
+void on_jump(int) { siglongjmp(out_of_wait, 1); }
+
+// The old way to limit a wait: alarm, and longjmp out of the handler.
+[[gnu::noinline]] bool interrupted(pair_of& p, int how, int ep) {
+  itimerval t{{0, 0}, {0, 4000}};
+  if (sigsetjmp(out_of_wait, 1)) return true;
+  setitimer(ITIMER_REAL, &t, nullptr);
+  char b[8];
+  pollfd f{p.a, POLLIN, 0};
+  epoll_event e;
+  if (how == 0) (void)!recv(p.a, b, 8, 0);
+  if (how == 1) (void)!poll(&f, 1, -1);
+  if (how == 2) (void)!epoll_wait(ep, &e, 1, -1);
+  return false;
+}
+
+void jump_out(duo&) {
+  struct sigaction a {};
+  a.sa_handler = on_jump;
+  sigaction(SIGALRM, &a, nullptr);
+  for (int how = 0; how < 3; how++) {
+    pair_of p;
+    int ep = epoll_create1(0), jumps = 0;
+    epoll_event e{EPOLLIN, {}};
+    epoll_ctl(ep, EPOLL_CTL_ADD, p.a, &e);
+    bool ok = traffic(p, 50, 100);
+    for (int i = 0; i < 20; i++) {
+      jumps += interrupted(p, how, ep);
+      ok &= traffic(p, 5, 100);
+    }
+    say("jumps %d", jumps);
+    ask("traffic right", ok);
+    send_all(p.a, "last", 4);
+    interrupted(p, how, ep);
+    p.close_a();
+    char b[8] = {};
+    say("received %zu: %s", recv_upto(p.b, b, 4), b);
+    show_recv("end", p.b, 1);
+    close(ep);
+  }
+  signal(SIGALRM, SIG_IGN);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -209,5 +289,7 @@ int main(int argc, char** argv) {
                   {"sends_on_other", sends_on_other},
                   {"sends_on_same", sends_on_same},
                   {"closes", closes},
-                  {"sleeper", sleeper}});
+                  {"sleeper", sleeper},
+                  {"sigio", sigio},
+                  {"jump_out", jump_out}});
 }
