@@ -16,6 +16,7 @@ struct timer {
 
 class timer_wheel {
  public:
+  static constexpr nsec tick = nsec{1} << 16;   // a timer fires at the first tick after its deadline
   explicit timer_wheel(nsec now = 0) : clk_(now >> tick_shift) {}
   void arm(timer& t, nsec expires);      // moves it when armed
   void cancel(timer& t);                 // no effect when not armed

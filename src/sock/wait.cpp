@@ -254,7 +254,7 @@ int wait_until(const wait_plan& p) {
       nsec t;
       attended = true;
       if (!stack_arm(s, &t)) work = true;
-      if (t < wake_at) wake_at = t;
+      if (t != ~nsec{0} && t + timer_wheel::tick < wake_at) wake_at = t + timer_wheel::tick;   // before, it would be looked at in vain
     });
     if ((r = p.check(p.ctx)) > 0 || work || (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0)) {
       w->sleeping.store(0, std::memory_order_relaxed);
