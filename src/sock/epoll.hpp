@@ -107,6 +107,9 @@ struct epoll;
 // In epoll_item::told: EPOLLIN was reported when the peer's FIN had come. No byte comes after it, and a change of lanes is not news.
 constexpr uint32_t told_end = 1u << 27;
 
+// Not registered with the kernel any more, but true in every report that something else causes.
+constexpr uint32_t end_bits(uint32_t told) { return told & told_end ? EPOLLIN | EPOLLRDNORM : 0u; }
+
 struct epoll_item {
   std::atomic<uint32_t> pool_next{0};
   uint32_t pool_index = 0;

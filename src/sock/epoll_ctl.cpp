@@ -375,6 +375,22 @@ void epoll_sync(socket* s) {
   sock_wake(s, wake_changed);                           // poll and select ask anew who answers what
 }
 
+// shutdown() raises an edge of its own, also on a connection that has ended: what has_ended keeps out of the kernel set comes in again.
+void epoll_shut(socket* s) {
+  if (s->items.empty()) return;
+  bool any = false;
+  {
+    no_signals block;
+    wait_lock(s);
+    for (list_node* n = s->items.next; n != &s->items; n = n->next) {
+      auto& told = list_entry<epoll_item, &epoll_item::of_socket>(n)->told;
+      if (told.load(std::memory_order_relaxed) & EPOLLHUP) { told.store(0, std::memory_order_relaxed); any = true; }
+    }
+    wait_unlock(s);
+  }
+  if (any) epoll_sync(s);
+}
+
 void epoll_on_close(int fd, file* f) {
   socket* const s = as_socket(f);
   if (s ? s->items.empty() : f->fd.load(std::memory_order_relaxed) != fd) return;

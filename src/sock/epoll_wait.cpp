@@ -75,7 +75,7 @@ int translate(wait_call& c, epoll_event* ev, int n) {
       continue;
     }
     if (oneshot && it->disabled.exchange(true, std::memory_order_relaxed)) continue;
-    const uint32_t merged = bits | (it->inner ? 0 : item_poll(it));
+    const uint32_t merged = bits | (it->inner ? 0 : item_poll(it)) | (asked & end_bits(it->told.load(std::memory_order_relaxed)));
     if (it->seen_call == c.id && it->seen_by == &mux_self) {  // the fast side has reported it in this call
       it->seen_bits |= merged;
       c.out[it->seen_at].events |= merged;
@@ -133,6 +133,7 @@ void collect(wait_call& c, int room) {
     if ((flags & (EPOLLONESHOT | EPOLLET)) && it->in_kernel && it->s) {   // one report: the bits the kernel answers belong to it
       const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>((it->kreg & 0x3fff) | POLLRDHUP)));
       bits |= now & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+      bits |= flags & end_bits(it->told.load(std::memory_order_relaxed));
       if ((bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
     }
     if (bits & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);

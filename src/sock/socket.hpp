@@ -148,6 +148,7 @@ void sock_wake(socket* s, uint32_t mask);                    // runs the waiters
 void epoll_on_create(int epfd);
 // A lane of s changed: adjust its registration in every kernel epoll set to the bits the kernel still answers for.
 void epoll_sync(socket* s);
+void epoll_shut(socket* s);                                  // after shutdown()
 void epoll_on_close(int fd, file* f);                        // fd leaves f; Linux removes the registration when the last fd of the open file goes
 void epoll_destroy(file* f);
 

@@ -232,6 +232,7 @@ int sock_shutdown(socket* s, int fd, int how) {
   if (hold_write && hold_read) { sock_wake(s, ~0u); return 0; }
   const int r = real::shutdown(fd, hold_read ? SHUT_WR : how);
   const int e = r == 0 ? 0 : -errno;
+  epoll_shut(s);
   sock_wake(s, ~0u);
   return e;
 }

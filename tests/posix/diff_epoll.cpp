@@ -186,7 +186,7 @@ class program {
 
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
-  uint64_t first = argc > 1 ? strtoull(argv[1], nullptr, 10) : 1, count = argc > 2 ? strtoull(argv[2], nullptr, 10) : 200;
+  uint64_t first = argc > 1 ? strtoull(argv[1], nullptr, 10) : 1, count = argc > 2 ? strtoull(argv[2], nullptr, 10) : 250;
   for (uint64_t seed = first; seed < first + count; seed++) {
     say("== seed %lu", seed);
     program(seed).run(100);
