@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
-import time
 import lib
 from lib import check
 
@@ -87,7 +85,7 @@ def test_tls(arm):
     lib.share(arm, "curl from openssl s_server, TLS", lib.fast_bytes(cli), size, 0.7)
 
 
-def test_sshd_scp(arm):
+def sshd_scp(arm, *how):
     lib.require("sshd", "ssh", "scp", "ssh-keygen")
     srv_arm, cli_arm = lib.ends(arm)
     d, port, user = directory(), lib.free_port(), getpass.getuser()
@@ -102,7 +100,7 @@ def test_sshd_scp(arm):
         f.write(f"ListenAddress 127.0.0.1\nPort {port}\nHostKey {d}/host\nAuthorizedKeysFile {d}/allowed\nPidFile none\nUsePAM no\n"
                 "StrictModes no\nPasswordAuthentication no\nPermitRootLogin prohibit-password\nSubsystem sftp internal-sftp\nMaxStartups 100\n")
     try:
-        srv = lib.server(srv_arm, ["/usr/sbin/sshd", "-D", "-e", "-f", os.path.join(d, "conf")], port)
+        srv = lib.server(srv_arm, ["/usr/sbin/sshd", "-D", "-e", *how, "-f", os.path.join(d, "conf")], port)
         options = ["-F", "none", "-i", os.path.join(d, "user"), "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={d}/known",
                    "-o", "BatchMode=yes", "-o", "ConnectTimeout=10"]
         size = 48 * MIB
@@ -117,7 +115,17 @@ def test_sshd_scp(arm):
     finally:
         if made:
             os.rmdir("/run/sshd")
-    lib.share(arm, "scp and sshd", lib.fast_bytes(up, down), 2 * size)
+    lib.share(arm, " ".join(("scp and sshd", *how)), lib.fast_bytes(up, down), 2 * size)
+
+
+def test_sshd_scp(arm):
+    # A process for each connection, which starts sshd anew; before the login it is locked up: seccomp, RLIMIT_FSIZE and RLIMIT_NPROC 0.
+    sshd_scp(arm)
+
+
+def test_sshd_without_reexec_scp(arm):
+    # -r: that process goes on with the connection that its parent accepted.
+    sshd_scp(arm, "-r")
 
 
 def test_rsync_daemon(arm):
@@ -253,5 +261,5 @@ def test_socat_exec_nofork(arm):
     socat(arm, "", "EXEC:cat,nofork")
 
 
-lib.main([test_tls, test_sshd_scp, test_rsync_daemon, test_git_daemon, test_nc_both_ways, test_iperf3_parallel, test_iperf3_reverse,
+lib.main([test_tls, test_sshd_scp, test_sshd_without_reexec_scp, test_rsync_daemon, test_git_daemon, test_nc_both_ways, test_iperf3_parallel, test_iperf3_reverse,
           test_iperf3_both_directions, test_socat_exec, test_socat_fork_exec, test_socat_exec_nofork], arms=lib.MATRIX)
