@@ -48,6 +48,12 @@ def need(*programs):
             raise Skip(f"{p} is not installed (tools/packages)")
 
 
+def require(*programs):
+    """For the program matrix: who asks for it has the packages, so a missing program is a failure."""
+    for p in programs:
+        check(shutil.which(p), f"{p} is not installed (group apps of tools/packages)")
+
+
 def tmp():
     global _tmp
     if _tmp is None:
@@ -89,12 +95,13 @@ STATS = re.compile(r"^icepath: (pid=\d+ .*)$", re.M)
 class Program:
     """A program in one arm. Output goes to files, so that it never blocks on us."""
 
-    def __init__(self, arm, argv, stdin=None, **env):
+    def __init__(self, arm, argv, stdin=None, user=None, **env):
         self.arm, self.argv = arm, [str(a) for a in argv]
         self.out_path, self.err_path = tmpfile(".out"), tmpfile(".err")
         with open(self.out_path, "wb") as out, open(self.err_path, "wb") as err:
             self.popen = subprocess.Popen(self.argv, stdin=stdin or subprocess.DEVNULL, stdout=out, stderr=err,
-                                          env=environment(arm, **env), preexec_fn=_in_child)
+                                          env=environment(arm, **env), preexec_fn=_in_child,
+                                          **(dict(user=user.pw_uid, group=user.pw_gid, extra_groups=[]) if user else {}))
         self.pid = self.popen.pid
         _running.append(self)
 
@@ -247,6 +254,31 @@ fastcgi_temp_path {d}/f; uwsgi_temp_path {d}/u; scgi_temp_path {d}/s;
 server {{ listen 127.0.0.1:{port}; root {root}; }} }}
 """)
     return server(arm, ["nginx", "-p", d, "-c", conf, "-e", "stderr"], port)
+
+
+# ---- the program matrix
+MATRIX = ("kernel", "fast", "mixed")
+
+
+def ends(arm):
+    """Arms of server and client. mixed: the server is accelerated, its client is not."""
+    return {"kernel": ("kernel", "kernel"), "fast": ("fast", "fast"), "mixed": ("fast", "kernel")}[arm]
+
+
+def fast_bytes(*programs):
+    stats = [p.stats() for p in programs]
+    return sum(s.get("tx_bytes", 0) + s.get("rx_bytes", 0) for s in stats)
+
+
+def share(arm, what, fast, moved, least=0.0):
+    """Prints which share of the bytes a program moved went by the fast path, and asks for at least so much in the fast arm, none in the others."""
+    check(moved > 0, f"{what}: nothing was moved")
+    if arm == "fast":
+        text = f"{what}: {100 * fast / moved:.1f} % of {moved / 1e6:.1f} MB by the fast path"
+        print(f"# {text}", flush=True)
+        check(fast >= least * moved, f"{text}; expected {100 * least:g} %")
+    else:
+        check(fast == 0, f"{what}: {fast} bytes by the fast path, although only one end has it")
 
 
 def main(tests, arms=ARMS):
