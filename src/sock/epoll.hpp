@@ -15,6 +15,7 @@
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/mman.h>
+#include <cerrno>
 #include <new>
 #include "base/clock.hpp"
 #include "base/sig_gate.hpp"
@@ -205,6 +206,13 @@ constexpr uint32_t ep_expand_kernel(uint32_t b) {
   return b;
 }
 
+inline int kernel_ctl(int ep, int op, int fd, uint32_t events, uint64_t data) {   // 0 or -errno
+  epoll_event ev{};
+  ev.events = events;
+  ev.data.u64 = data;
+  return real::epoll_ctl(ep, op, fd, &ev) < 0 ? -errno : 0;
+}
+
 inline timespec to_timespec(nsec t) { return {static_cast<time_t>(t / sec_ns), static_cast<long>(t % sec_ns)}; }
 
 // epoll.cpp: life and ready list
@@ -235,9 +243,11 @@ bool item_kernel_apply(epoll_item* it, bool force, int* err = nullptr);  // unde
 void item_kernel_del(epoll_item* it);                   // under lock
 void item_remove(epoll_item* it);                       // under lock, signals blocked
 void item_set_stack(epoll_item* it);                    // under lock
+void epoll_sync_item(epoll_item* it);                   // under lock
+
+// epoll_kick.cpp
 void epoll_kick(epoll* ep);                             // get threads out of the plain kernel wait
 bool is_kick(uint64_t data);
 void epoll_kick_again(epoll* ep);
-void epoll_sync_item(epoll_item* it);                   // under lock
 
 }  // namespace icepath

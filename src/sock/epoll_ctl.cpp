@@ -6,7 +6,6 @@
 //   kernel answers some of them, or oneshot   with our cookie as data: results are filtered, merged and translated (epoll_wait.cpp)
 //   the fast side answers all                 not at all: the kernel reports EPOLLERR and EPOLLHUP of whatever stands there
 // Failure: an errno of the kernel is the call's result; when the kernel refuses a later change, the item is left to the fast side.
-#include <sys/eventfd.h>
 #include <cerrno>
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
@@ -22,12 +21,6 @@ constexpr uint32_t exclusive_ok = EPOLLIN | EPOLLOUT | EPOLLERR | EPOLLHUP | EPO
 constexpr const char* why_unwatched = "in an epoll set icepath does not watch";
 constexpr const char* why_nested = "in an epoll set watched by too many others";
 
-int kernel_ctl(int ep, int op, int fd, uint32_t events, uint64_t data) {
-  epoll_event ev{};
-  ev.events = events;
-  ev.data.u64 = data;
-  return real::epoll_ctl(ep, op, fd, &ev) < 0 ? -errno : 0;
-}
 int passed(int r) { return r < 0 ? -errno : r; }
 
 void wait_lock(socket* s) {
@@ -463,51 +456,6 @@ void epoll_export(int epfd) {
       kernel_ctl(ep->fd.load(std::memory_order_relaxed), EPOLL_CTL_MOD, it->kfd, it->kreg, it->data);
   }
   epoll_unlock(ep);
-}
-
-// ---- threads that sleep in a plain kernel wait when the set stops being plain: an eventfd that is always readable is put into the set
-// for one wake-up at a time. Whoever finds it among his events and knows that others still sleep arms it again, a bounded number of times.
-
-bool is_kick(uint64_t data) { return is_cookie(data) && static_cast<uint32_t>(data) == ~0u; }
-
-static uint64_t kick_data() {
-  static const uint64_t high = [] {
-    epoll_item probe;
-    return item_cookie(&probe) >> 32 << 32;
-  }();
-  return high | ~uint32_t{0};
-}
-
-static void arm_kick(epoll* ep) {
-  static std::atomic<int> kick_fd{-1};
-  int fd = kick_fd.load(std::memory_order_acquire);
-  if (fd < 0) {
-    const int made = eventfd(1, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (made < 0) return;
-    fd = process_move_high(made);
-    process_fd_add_internal(fd);
-    int expected = -1;
-    if (!kick_fd.compare_exchange_strong(expected, fd, std::memory_order_acq_rel)) {
-      process_fd_del_internal(fd);
-      real::close(fd);
-      fd = expected;
-    }
-  }
-  const int epfd = ep->fd.load(std::memory_order_relaxed);
-  const int r = kernel_ctl(epfd, EPOLL_CTL_ADD, fd, EPOLLIN | EPOLLONESHOT, kick_data());
-  if (r == -EEXIST) kernel_ctl(epfd, EPOLL_CTL_MOD, fd, EPOLLIN | EPOLLONESHOT, kick_data());
-}
-
-void epoll_kick(epoll* ep) {
-  ep->kicks.store(1000, std::memory_order_relaxed);
-  arm_kick(ep);
-}
-
-void epoll_kick_again(epoll* ep) {
-  if (!ep->plain.load(std::memory_order_seq_cst)) return;
-  uint32_t k = ep->kicks.load(std::memory_order_relaxed);
-  while (k && !ep->kicks.compare_exchange_weak(k, k - 1, std::memory_order_relaxed)) {}
-  if (k) arm_kick(ep);
 }
 
 }  // namespace icepath
