@@ -185,6 +185,13 @@ bool lane_close(lane* l, bool last_chance) {
   rendezvous_withdraw(l->token);
   l->token = 0;
   bool finished = true;
+  if (l->sk && l->rx_hdr_seen) {   // a header, or bytes that came twice: unread, they would make the kernel's close a reset
+    if (l->rx == rx_lane::fast) {
+      l->kernel_event = true;
+      lane_kernel_input(l);
+    }
+    lane_settle(l);
+  }
   const bool shared = l->s->shared.load(std::memory_order_relaxed);
   const bool live = l->sk && !l->peer_gone && (l->phase == lane_phase::open || l->phase == lane_phase::closing);
   if (live && !shared) {
@@ -204,7 +211,7 @@ bool lane_close(lane* l, bool last_chance) {
   } else if (live) {
     if (!last_chance) lane_start_tx(l);
     // What is not acknowledged goes by the kernel: the receiver drops what it has twice. Much of it only when there is no other way.
-    if (l->tx == tx_lane::fast && (last_chance || lane_outq(l) <= 64 * 1024)) lane_move(l);
+    if (l->tx == tx_lane::fast && (last_chance || lane_outq(l) <= lane_move_most)) lane_move(l);
     for (bool flushed = lane_flush_tail(l); last_chance && !flushed; flushed = lane_flush_tail(l)) {
       pollfd p{l->fd, POLLOUT, 0};
       raw_syscall(SYS_poll, &p, 1, 1000);
@@ -243,7 +250,7 @@ bool lane_close(lane* l, bool last_chance) {
 // shutdown(SHUT_WR). True: the caller shuts the kernel lane now. False: that is done when our bytes are in it.
 bool lane_shut_write(lane* l) {
   if (l->phase == lane_phase::open) {
-    lane_move(l);
+    if (lane_outq(l) <= lane_move_most) lane_move(l);
     if (lane_flush_tail(l) && l->tx == tx_lane::kernel && l->out_len == 0 && l->held == lane_held::none) return true;
   } else if (!l->sk) {
     return true;

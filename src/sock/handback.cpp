@@ -364,7 +364,7 @@ void lane_handback_step(lane* l) {
   if (l->tail) lane_flush_tail(l);
   if (l->fin_wanted && l->phase != lane_phase::opening && l->held == lane_held::none) {
     const bool gone = l->peer_gone || l->sk->state == TCP_CLOSE;
-    if ((lane_move(l) || gone) && !l->tail && !l->out_len) {
+    if ((gone || (lane_outq(l) <= lane_move_most && lane_move(l))) && !l->tail && !l->out_len) {
       l->fin_wanted = false;
       real::shutdown(l->fd, SHUT_WR);
     }

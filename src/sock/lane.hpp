@@ -140,6 +140,8 @@ bool lane_close(lane* l, bool last_chance);          // last fd closes. True: la
 
 // ---- hand-back (handback.cpp)
 void lane_handback(lane* l, const char* why);        // both directions; afterwards the raw descriptor gives what is unread. May free the lane
+// More than this is left to the ring before a direction ends: bytes that wait in the kernel's send queue are lost when the peer's kernel lane answers RST.
+constexpr size_t lane_move_most = 64 * 1024;
 void lane_handback_step(lane* l);                    // from lane_advance
 bool lane_flush_tail(lane* l);                       // false: the kernel lane has no room
 bool lane_moving(const lane* l);                     // some of this is under way

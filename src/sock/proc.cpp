@@ -253,7 +253,7 @@ void home_one(socket* s, void*) {
   stack_leave(st);
 }
 
-struct pending { unsigned n; };
+struct pending { unsigned n; uint64_t on_ring; };
 void pending_one(socket* s, void* ctx) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
@@ -263,13 +263,21 @@ void pending_one(socket* s, void* ctx) {
     lane_run_work(st);
     const bool unacked = s->ln == l && l->s == s && l->st == st && l->sk &&
                          (l->tx == tx_lane::fast ? !lane_header_acked(l) : !l->moved && lane_outq(l) != 0);
+    if (s->ln == l && l->s == s && l->st == st && l->sk && !l->peer_gone && l->tx == tx_lane::fast) static_cast<pending*>(ctx)->on_ring += lane_outq(l);
     if (s->ln == l && l->s == s && l->st == st && l->sk && !l->peer_gone && (lane_moving(l) || s->shared.load() || unacked)) ++static_cast<pending*>(ctx)->n;
   }
   stack_leave(st);
 }
-int nothing_pending(void*) {
-  pending p{0};
+
+// What is on the ring is best delivered there: waited for while the peer takes it, for a moment without progress.
+struct exit_wait { uint64_t on_ring = ~0ull; nsec progress = 0; };
+int nothing_pending(void* ctx) {
+  auto& w = *static_cast<exit_wait*>(ctx);
+  pending p{0, 0};
   sockets_for_each(pending_one, &p);
+  const nsec now = clock_now();
+  if (p.on_ring != w.on_ring) { w.on_ring = p.on_ring; w.progress = now; }
+  if (p.on_ring && now - w.progress < 50 * msec_ns) return 0;
   return p.n == 0;
 }
 
@@ -427,7 +435,9 @@ void sock_exit() {
   if (live_stacks()) {   // what a fork child may hold goes home, what is on its way home arrives
     sockets_for_each(home_one, nullptr);
     wait_plan p;
+    exit_wait w;
     p.check = nothing_pending;
+    p.ctx = &w;
     p.stacks = live_stacks();
     const nsec end = clock_now() + exit_limit;
     do {
