@@ -59,10 +59,13 @@ bool attempt_inside(call& c, stack* st) {
   bool end = true;
   // What the peer has done by now counts, as on the kernel's loopback: after its close this write is the kernel lane's to answer, and what is
   // acknowledged is not in flight (its ACK would push out what MSG_MORE holds back).
-  // A whole round when the helper thread attends this stack: that is ours to do from now on.
-  if (!c.rx && (ICEPATH_UNLIKELY(st->helper_armed.load(std::memory_order_relaxed)) ? stack_poll_inside(st) : stack_receive_inside(st)) &&
-      ICEPATH_UNLIKELY(!st->lane_work.empty()))
-    st->lane_work_fn(st);
+  // A whole round when the helper thread attends this stack, because that is ours to do from now on, and when a timer is due: a thread whose sends all
+  // succeed at once would never run it.
+  if (!c.rx) {
+    const bool due = st->net.timers.armed() && st->net.timers.next_expiry() + timer_wheel::tick <= st->clock.now();
+    if (ICEPATH_UNLIKELY(due || st->helper_armed.load(std::memory_order_relaxed))) stack_poll_inside(st);
+    else if (stack_receive_inside(st) && ICEPATH_UNLIKELY(!st->lane_work.empty())) st->lane_work_fn(st);
+  }
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s || l->st != st)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
