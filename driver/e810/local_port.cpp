@@ -274,11 +274,17 @@ int local_port_wake_fd(local_port* p) { return p->fifo; }
 bool local_port_has_attention(const local_port* p) { return p->fn->attention.load(std::memory_order_relaxed) != p->attention_seen; }
 const uint8_t* local_port_mac(const local_port* p) { return p->dev_addr; }
 
-void local_port_drain_wake(local_port* p) {
+bool local_port_drain_wake(local_port* p) {
   char b[64];
-  while (raw_syscall(SYS_read, p->fifo, b, sizeof b) == static_cast<long>(sizeof b)) {
+  bool some = false;
+  for (;;) {
+    const long n = raw_syscall(SYS_read, p->fifo, b, sizeof b);
+    some |= n > 0;
+    if (n != static_cast<long>(sizeof b)) return some;
   }
 }
+
+bool local_port_armed(const local_port* p) { return p->fn->armed.load(std::memory_order_seq_cst) != 0; }
 
 void local_port_wake_self(local_port* p) {
   const char one = 1;

@@ -22,7 +22,8 @@ result<local_port*> local_port_create(region& own, net& n, uint16_t stack_no);
 void local_port_destroy(local_port* p);
 net_device* local_port_dev(local_port* p);
 int local_port_wake_fd(local_port* p);                    // readable while a wake-up is pending (own FIFO, read end)
-void local_port_drain_wake(local_port* p);                // after it was readable
+bool local_port_drain_wake(local_port* p);                // after it was readable. True: it was
+bool local_port_armed(const local_port* p);                // arm() holds: no peer has written since
 void local_port_wake_self(local_port* p);                 // any thread, signal-safe: make a sleeper of this stack return
 bool local_port_has_attention(const local_port* p);       // cheap: a peer attached or detached since the last poll
 const uint8_t* local_port_mac(const local_port* p);

@@ -63,7 +63,9 @@ bool attempt_inside(call& c, stack* st) {
   // succeed at once would never run it.
   if (!c.rx) {
     const bool due = st->net.timers.armed() && st->net.timers.next_expiry() + timer_wheel::tick <= st->clock.now();
-    if (ICEPATH_UNLIKELY(due || st->helper_armed.load(std::memory_order_relaxed))) stack_poll_inside(st);
+    const bool attended = st->helper_armed.load(std::memory_order_relaxed);
+    if (ICEPATH_UNLIKELY(attended)) stack_take_over(st);
+    if (ICEPATH_UNLIKELY(due || attended)) stack_poll_inside(st);
     else if (stack_receive_inside(st) && ICEPATH_UNLIKELY(!st->lane_work.empty())) st->lane_work_fn(st);
   }
   lane* l = s->ln;

@@ -289,12 +289,15 @@ int wait_until(const wait_plan& p) {
     w->sleeping.store(0, std::memory_order_relaxed);
     w->signaled.store(0, std::memory_order_relaxed);  // the checks below look at everything
     drain(w);
+    bool others = false;
     each_stack(p.stacks, [&](stack* s) {
       mib_add(s->net.stats->StackSleeps);
+      if (stack_rest(s)) return;
+      if (s->sockets.load(std::memory_order_relaxed) != 0) others = true;
       if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s);
       stack_poll(s);
     });
-    if (attended) helper_unpark();   // not before: he would find the stacks attended, and park again
+    if (attended && others) helper_unpark();   // not before: he would find the stacks attended, and park again
     learn(cycles_to_ns(cycles() - began), preempted);
     if ((r = p.check(p.ctx)) > 0) return r;
     if (p.check_kernel && (r = p.check_kernel(p.ctx)) > 0) return r;

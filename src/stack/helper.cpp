@@ -31,16 +31,7 @@ thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
 helper_handlers on{};
 struct peer_process { std::atomic<uint64_t> cookie{0}; std::atomic<int> pidfd{-1}; };
 peer_process peers[max_processes];   // by slot; set by whoever meets the peer first, cleared here
-uint64_t watching_stack = 0;  // bit: FIFO of that stack is in ep
-
-void watch_stack(stack* s, bool on) {
-  const uint64_t bit = 1ull << s->no;
-  if (((watching_stack & bit) != 0) == on) return;
-  epoll_event e{};
-  e.events = EPOLLIN;
-  e.data.u64 = key_stack + s->no;
-  if (real::epoll_ctl(ep, on ? EPOLL_CTL_ADD : EPOLL_CTL_DEL, stack_wake_fd(s), &e) == 0) watching_stack ^= bit;
-}
+std::atomic<nsec> awake_at{~nsec{0}};   // parked: the helper returns by itself then at the latest
 
 void drop(peer_process& p) {
   const int fd = p.pidfd.exchange(-1, std::memory_order_acq_rel);
@@ -66,9 +57,8 @@ bool attend(nsec* next_timer) {
   for (uint16_t i = 0; i < max_stacks; ++i) {
     stack* s = stack_by_no(i);
     if (!s) break;
-    if (s->sockets.load(std::memory_order_relaxed) == 0) { watch_stack(s, false); continue; }
+    if (s->sockets.load(std::memory_order_relaxed) == 0) continue;
     const bool ours = s->helper_armed.load(std::memory_order_acquire);
-    if (!ours) watch_stack(s, false);
     if (ours) {
       const nsec t = s->armed.load(std::memory_order_acquire) ? stack_next_timer(s) : 0;
       if (t > now) {  // still asleep, and we are the one it wakes
@@ -88,7 +78,6 @@ bool attend(nsec* next_timer) {
     nsec t = ~nsec{0};
     for (int k = 0; k < 8 && !(ok = stack_arm(s, &t, true)); ++k) stack_poll(s);
     if (!ok) { busy = true; continue; }
-    watch_stack(s, true);
     if (t < *next_timer) *next_timer = t;
   }
   return busy;
@@ -105,7 +94,8 @@ void* run(void*) {
     // All attended: not before somebody who slept on a stack has returned, or polls one that we attend, is there anything to do; he may stay away
     // (helper_unpark). One who has just returned is given the silence, so that many returns cost one write.
     if (!busy && !unparked) {
-      parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
+      awake_at.store(~nsec{0}, std::memory_order_relaxed);
+      parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark, helper_expect
       next = ~nsec{0};
       if (attend(&next)) parked.store(false);
     }
@@ -116,6 +106,7 @@ void* run(void*) {
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
       if (timeout < 0 || ms < timeout) timeout = ms;
     }
+    if (timeout > 0) awake_at.store(now + static_cast<nsec>(timeout) * msec_ns, std::memory_order_relaxed);
     const int k = real::epoll_wait(ep, e, 64, timeout);
     parked.store(false, std::memory_order_relaxed);
     for (int i = 0; i < k; ++i) {
@@ -134,10 +125,7 @@ void* run(void*) {
         // A pid can lie, or be of another namespace: the lock of its region decides.
         if (!region_alive(slot, cookie) && on.peer_died) on.peer_died(slot, cookie);
       } else if (e[i].data.u64 >= key_stack) {
-        if (stack* s = stack_by_no(static_cast<uint16_t>(e[i].data.u64 - key_stack))) {
-          stack_disarm(s);
-          stack_poll(s);
-        }
+        if (stack* s = stack_by_no(static_cast<uint16_t>(e[i].data.u64 - key_stack)); s && stack_woke_helper(s)) stack_poll(s);
       } else if (on.lane_event) {
         on.lane_event(e[i].data.u64, e[i].events);
       }
@@ -204,7 +192,6 @@ bool helper_start() {
 void helper_forget() {
   started.store(0);
   parked.store(false);
-  watching_stack = 0;
   // The descriptors are the parent's open files: our copies go, the parent keeps its own.
   for (auto& p : peers) {
     p.cookie.store(0, std::memory_order_relaxed);
@@ -223,7 +210,24 @@ void helper_unpark() {
   if (::write(ev, &one, sizeof one) < 0) {}
 }
 
-bool helper_parked() { return parked.load(std::memory_order_relaxed); }
+void helper_expect(nsec next) {
+  // Not parked: he looks at every stack before he parks. Parked, with awake_at not yet set or passed: once more than needed.
+  if (next != ~nsec{0} && parked.load(std::memory_order_seq_cst) && awake_at.load(std::memory_order_relaxed) > next) helper_unpark();
+}
+
+bool helper_watch_stack(stack* s) {
+  if (ICEPATH_LIKELY(s->helper_watches)) return true;
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = key_stack + s->no;
+  if (ep < 0 || real::epoll_ctl(ep, EPOLL_CTL_ADD, stack_wake_fd(s), &e) != 0) return false;
+  return s->helper_watches = true;
+}
+
+void helper_unwatch_stack(stack* s) {
+  helper_unwatch(stack_wake_fd(s));
+  s->helper_watches = false;
+}
 
 bool helper_watch(int fd, uint64_t key) {
   epoll_event e{};

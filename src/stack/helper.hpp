@@ -17,7 +17,11 @@ constexpr nsec helper_silence = 2 * msec_ns;
 bool helper_start();                       // idempotent
 void helper_forget();                      // in a fork child
 void helper_unpark();                      // an application thread has woken: somebody may stop attending
-bool helper_parked();
+// Stack s is armed in the helper's name, its next timer is due at `next` (~0: none): the helper will be awake then.
+void helper_expect(nsec next);
+// s's wake fd is in the helper's set; inside s. It stays there until a byte comes that is not for the helper.
+bool helper_watch_stack(stack* s);
+void helper_unwatch_stack(stack* s);
 // Kernel lane watching. fn runs on the helper thread, with no owner word held. key is given back to fn.
 bool helper_watch(int fd, uint64_t key);
 void helper_unwatch(int fd);

@@ -191,16 +191,18 @@ void stack_defer(stack* s, backlog_item* it) {
   if (stack_try_enter(s)) stack_leave(s);
 }
 
+void stack_take_over(stack* s) {
+  if (stack_is_helper_thread() || !s->helper_armed.load(std::memory_order_relaxed)) return;
+  s->helper_armed.store(false, std::memory_order_relaxed);
+  s->armed.store(false, std::memory_order_relaxed);
+  s->net.dev->disarm();
+  helper_unpark();
+}
+
 bool stack_poll_inside(stack* s) {
   net& n = s->net;
   n.now = s->clock.now();
   s->last_poll.store(n.now, std::memory_order_relaxed);
-  if (ICEPATH_UNLIKELY(s->helper_armed.load(std::memory_order_relaxed)) && !stack_is_helper_thread()) {
-    s->helper_armed.store(false, std::memory_order_relaxed);
-    s->armed.store(false, std::memory_order_relaxed);
-    n.dev->disarm();
-    helper_unpark();
-  }
   bool did = false;
   sk_buff* v[32];
   for (unsigned round = 0; round < 4; ++round) {
@@ -212,6 +214,7 @@ bool stack_poll_inside(stack* s) {
     if (k > 0) did = true;
     if (k < 32) break;
   }
+  if (did && ICEPATH_UNLIKELY(s->helper_armed.load(std::memory_order_relaxed))) stack_take_over(s);
   if (n.dev->clean_tx(64) > 0) { did = true; tcp_tsq_run(n); }
   if (!did || (++s->busy_rounds & 7) == 0) {
     if (n.now >= s->timers_due) {
@@ -241,9 +244,13 @@ bool stack_poll(stack* s) {
 bool stack_arm(stack* s, nsec* next, bool by_helper) {
   *next = ~nsec{0};
   if (!stack_enter(s)) return false;
-  const bool ok = s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && s->net.dev->arm();
+  const bool ok = (!by_helper || helper_watch_stack(s)) && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && s->net.dev->arm();
   if (s->net.timers.armed()) *next = s->net.timers.next_expiry();
-  if (ok) {
+  if (!ok) {
+    s->helper_armed.store(false, std::memory_order_relaxed);
+    s->armed.store(false, std::memory_order_relaxed);
+    s->net.dev->disarm();
+  } else {
     // Several may sleep on s: the one who returns first may be the last who runs the timers.
     s->armed_until = *next;
     s->helper_armed.store(by_helper, std::memory_order_relaxed);
@@ -266,8 +273,42 @@ void stack_disarm(stack* s) {
   if (!stack_enter(s)) return;
   s->armed.store(false, std::memory_order_relaxed);
   s->net.dev->disarm();
-  local_port_drain_wake(s->port);
+  if (local_port_drain_wake(s->port) && s->helper_watches) helper_unwatch_stack(s);   // peers wake this thread: not the helper beside it
   stack_leave(s);
+}
+
+bool stack_rest(stack* s) {
+  if (!stack_enter(s)) return false;
+  nsec next = ~nsec{0};
+  // armed_until 0: kicked. A port that is not armed any more: a peer has written, or is about to.
+  const auto undisturbed = [s] { return s->armed.load(std::memory_order_relaxed) && s->armed_until != 0 && local_port_armed(s->port); };
+  bool ok = undisturbed() && !s->helper_armed.load(std::memory_order_relaxed);
+  if (ok) {
+    stack_poll_inside(s);
+    ok = undisturbed() && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && helper_watch_stack(s);
+  }
+  if (ok) {
+    if (s->net.timers.armed()) next = s->net.timers.next_expiry();
+    s->armed_until = next;
+    s->helper_armed.store(true, std::memory_order_seq_cst);   // partner: the helper, which parks and then looks
+  }
+  stack_leave(s);
+  if (ok) helper_expect(next);
+  return ok;
+}
+
+bool stack_woke_helper(stack* s) {
+  if (!stack_enter(s)) return false;
+  const bool ours = s->helper_armed.load(std::memory_order_relaxed);
+  if (ours) {
+    s->armed.store(false, std::memory_order_relaxed);
+    s->net.dev->disarm();
+  } else {
+    helper_unwatch_stack(s);
+  }
+  if (!s->armed.load(std::memory_order_relaxed)) local_port_drain_wake(s->port);
+  stack_leave(s);
+  return ours;
 }
 
 int stack_wake_fd(const stack* s) { return local_port_wake_fd(s->port); }

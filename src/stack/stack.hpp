@@ -9,7 +9,8 @@
 // connections live, the helper thread does (timers, ACKs, retransmits go on while the application computes).
 // Sleeping: a thread that will sleep calls stack_arm on every stack it waits for, then sleeps on stack_wake_fd; the peer's device model or
 // stack_kick makes that fd readable. Whoever uses a stack meanwhile leaves nothing undone that only a poll would do: stack_leave runs the lane work,
-// and kicks the sleeper for a timer earlier than the one it waits for.
+// and kicks the sleeper for a timer earlier than the one it waits for. A sleeper that returns although no peer woke it (a timeout, a kernel fd) leaves the
+// stack armed in the helper's name (stack_rest): nothing is written and nobody wakes, until a peer sends or the thread uses the stack in earnest.
 #pragma once
 #include <atomic>
 #include "base/clock.hpp"
@@ -36,6 +37,7 @@ struct stack {
   alignas(64) std::atomic<nsec> last_poll{0};         // for the helper thread
   std::atomic<bool> armed{false};                     // somebody sleeps on the wake fd and the port knows. Written inside
   std::atomic<bool> helper_armed{false};              // that somebody is the helper thread. Written inside, together with `armed`
+  bool helper_watches = false;                        // the wake fd is in the helper's epoll set. Inside
   std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
   nsec timers_due = 0;                                // timers are looked at from then on
@@ -56,6 +58,8 @@ void stack_leave(stack* s);
 void stack_defer(stack* s, backlog_item* it);  // run it under the owner word, soon; any thread, signal-safe
 // One round: attach work, rx_burst -> netif_receive_skb, clean_tx, timers, qdiscs. Must be inside. True when something was done.
 bool stack_poll_inside(stack* s);
+// The helper attends s: not any more, from now on the caller does. Inside.
+void stack_take_over(stack* s);
 bool stack_receive_inside(stack* s);      // the receive part of a round only: no timers, no lane work. True when something came
 // enter + poll + leave; does nothing when another thread is inside. True when something was done.
 bool stack_poll(stack* s);
@@ -63,6 +67,11 @@ bool stack_poll(stack* s);
 // an earlier one meanwhile, his leave makes the sleeper return.
 bool stack_arm(stack* s, nsec* next, bool by_helper = false);
 void stack_disarm(stack* s);
+// After a sleep that nobody on the stack ended: runs the timers, and leaves the stack armed, in the helper thread's name. False: something came, or the
+// helper cannot watch; disarm as usual.
+bool stack_rest(stack* s);
+// The helper found the wake fd readable. True: it was the helper's to take, s is not armed any more. False: a sleeper's, or stray (taken).
+bool stack_woke_helper(stack* s);
 int stack_wake_fd(const stack* s);
 void stack_kick(stack* s);                // make sleepers return; any thread, signal-safe
 void stack_abandon(uint64_t mask);        // a thread that slept on these stacks has ended in its sleep: others attend again

@@ -1,7 +1,10 @@
 #!/usr/bin/python3
 # redis-server with redis-benchmark and redis-cli; an accelerated and a plain client of one accelerated server at a time.
+import os
 import re
+import sys
 import threading
+import time
 import lib
 from lib import check, need, run
 
@@ -90,4 +93,41 @@ def test_ss_and_stat_show_the_fast_path(_):
     srv.stop()
 
 
-lib.main([test_values_arrive, test_benchmark, test_plain_and_accelerated_client_together, test_ss_and_stat_show_the_fast_path])
+def switches(pid):
+    """Sleeps of each thread of the process so far, by thread name and id."""
+    threads = {}
+    for tid in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{tid}/status") as f:
+            fields = dict(line.split(":", 1) for line in f)
+        threads[fields["Name"].strip(), tid] = int(fields["voluntary_ctxt_switches"])
+    return threads
+
+
+@lib.in_arms("fast")
+def test_idle_the_helper_thread_sleeps_and_the_server_wakes_for_its_own_timer_only(_):
+    need("redis-server")
+    port = lib.free_port()
+    srv = lib.redis("fast", port)
+    client = lib.Program("fast", [sys.executable, "-c", f"""
+import socket, time
+s = socket.create_connection(("127.0.0.1", {port}))
+for i in range(20000):
+    s.sendall(b"PING\\r\\n")
+    assert s.recv(100)
+time.sleep(60)
+"""])
+    lib.until("the connection is fast and has come to rest",
+              lambda: (r := lib.fast_rows(srv.pid)) and r[0]["fast_rx_bytes"] > 100000 and not time.sleep(0.5) and r == lib.fast_rows(srv.pid))
+    before = switches(srv.pid)
+    time.sleep(2)
+    slept = {t: n - before.get(t, 0) for t, n in switches(srv.pid).items()}
+    helper = sum(n for (name, _), n in slept.items() if name == "icepath")
+    check(any(name == "icepath" for name, _ in slept) and helper <= 4, f"the helper thread woke {helper} times in 2 s: {slept}")
+    # ten timer events a second; a machine that stands still for a while makes them fewer, never more
+    check(sum(slept.values()) - helper <= 30, f"redis woke more often than its timer: {slept}")
+    client.kill()
+    srv.stop()
+
+
+lib.main([test_values_arrive, test_benchmark, test_plain_and_accelerated_client_together, test_ss_and_stat_show_the_fast_path,
+          test_idle_the_helper_thread_sleeps_and_the_server_wakes_for_its_own_timer_only])
