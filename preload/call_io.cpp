@@ -24,17 +24,17 @@ namespace {
 
 using icepath::socket;
 
-ssize_t recv_one(socket* s, int fd, void* p, size_t n, int flags, sockaddr* name, socklen_t* namelen) {
+ssize_t recv_one(socket* s, int fd, void* p, size_t n, int flags, sockaddr* name, socklen_t* namelen, bool file_call = false) {
   const kept_errno e;
   const iovec v{p, std::min(n, max_rw_count)};
-  sock_msg m{&v, 1, flags, nullptr, nullptr, 0, name, namelen};
+  sock_msg m{&v, 1, flags, nullptr, nullptr, 0, name, namelen, file_call};
   return e.finish(sock_recvmsg(s, fd, m));
 }
 
-ssize_t send_one(socket* s, int fd, const void* p, size_t n, int flags, const sockaddr* name, socklen_t namelen) {
+ssize_t send_one(socket* s, int fd, const void* p, size_t n, int flags, const sockaddr* name, socklen_t namelen, bool file_call = false) {
   const kept_errno e;
   const iovec v{const_cast<void*>(p), std::min(n, max_rw_count)};
-  sock_msg m{&v, 1, flags, nullptr, name, namelen, nullptr, nullptr};
+  sock_msg m{&v, 1, flags, nullptr, name, namelen, nullptr, nullptr, file_call};
   return e.finish_send(sock_sendmsg(s, fd, m), flags);
 }
 
@@ -45,7 +45,7 @@ ssize_t recv_vector(socket* s, int fd, const iovec* iov, size_t n, int flags) {
   const int err = import_iov(v, iov, n, &total);
   if (err < 0) return e.finish(err);
   if (total == 0) return 0;                       // readv of nothing does not wait, unlike recv
-  sock_msg m{v, n, flags, nullptr, nullptr, 0, nullptr, nullptr};
+  sock_msg m{v, n, flags, nullptr, nullptr, 0, nullptr, nullptr, flags == 0};
   return e.finish(sock_recvmsg(s, fd, m));
 }
 
@@ -55,7 +55,7 @@ ssize_t send_vector(socket* s, int fd, const iovec* iov, size_t n, int flags) {
   size_t total;
   const int err = import_iov(v, iov, n, &total);
   if (err < 0) return e.finish(err);
-  sock_msg m{v, n, flags, nullptr, nullptr, 0, nullptr, nullptr};
+  sock_msg m{v, n, flags, nullptr, nullptr, 0, nullptr, nullptr, flags == 0};
   return e.finish_send(sock_sendmsg(s, fd, m), flags);
 }
 
@@ -132,7 +132,7 @@ inline bool has_control(const msghdr* user) {
 ICEPATH_EXPORT ssize_t read(int fd, void* p, size_t n) {
   auto* const s = ours(fd);
   if (ICEPATH_LIKELY(!s) || n == 0) return next::read(fd, p, n);    // reading nothing does not wait, unlike recv
-  return recv_one(s, fd, p, n, 0, nullptr, nullptr);
+  return recv_one(s, fd, p, n, 0, nullptr, nullptr, true);
 }
 ICEPATH_EXPORT ssize_t __read(int, void*, size_t) ICEPATH_ALIAS(read);
 
@@ -221,7 +221,7 @@ ICEPATH_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec*
 ICEPATH_EXPORT ssize_t write(int fd, const void* p, size_t n) {
   auto* const s = ours(fd);
   if (ICEPATH_LIKELY(!s)) return next::write(fd, p, n);
-  return send_one(s, fd, p, n, 0, nullptr, 0);
+  return send_one(s, fd, p, n, 0, nullptr, 0, true);
 }
 ICEPATH_EXPORT ssize_t __write(int, const void*, size_t) ICEPATH_ALIAS(write);
 

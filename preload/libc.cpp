@@ -8,7 +8,16 @@ int close(int fd) { return next::close(fd); }
 ssize_t sendmsg(int fd, const msghdr* m, int flags) { return next::sendmsg(fd, m, flags); }
 ssize_t recvmsg(int fd, msghdr* m, int flags) { return next::recvmsg(fd, m, flags); }
 ssize_t send(int fd, const void* p, size_t n, int flags) { return next::send(fd, p, n, flags); }
-ssize_t recv(int fd, void* p, size_t n, int flags) { return next::recv(fd, p, n, flags); }
+ssize_t sendto(int fd, const void* p, size_t n, int flags, const sockaddr* to, socklen_t tolen) {
+  return next::sendto(fd, p, n, flags, to, tolen);
+}
+ssize_t recvfrom(int fd, void* p, size_t n, int flags, sockaddr* from, socklen_t* fromlen) {
+  return next::recvfrom(fd, p, n, flags, from, fromlen);
+}
+ssize_t read(int fd, void* p, size_t n) { return next::read(fd, p, n); }
+ssize_t readv(int fd, const iovec* iov, int n) { return next::readv(fd, iov, n); }
+ssize_t write(int fd, const void* p, size_t n) { return next::write(fd, p, n); }
+ssize_t writev(int fd, const iovec* iov, int n) { return next::writev(fd, iov, n); }
 int poll(pollfd* f, nfds_t n, int timeout_ms) { return next::poll(f, n, timeout_ms); }
 int ppoll(pollfd* f, nfds_t n, const timespec* ts, const sigset_t* mask) { return next::ppoll(f, n, ts, mask); }
 int epoll_create1(int flags) { return next::epoll_create1(flags); }

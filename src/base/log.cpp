@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "base/quiet_signals.hpp"
 #include "base/raw_syscall.hpp"
 
 namespace icepath {
@@ -33,14 +34,15 @@ void put_number(out& o, uint64_t v, unsigned base, bool neg, long width, bool ze
   if (left) o.pad(' ', fill);
 }
 
-void emit(const char* fmt, va_list ap) {
+void emit(const char* fmt, va_list ap, bool last = false) {
   char line[512];
   static constexpr char head[] = "icepath: ";
   std::memcpy(line, head, sizeof head - 1);
   size_t n = sizeof head - 1;
   n += format_line(line + n, sizeof line - n, fmt, ap);
   line[n++] = '\n';
-  (void)raw_syscall(SYS_write, 2, line, n);
+  quiet_signals quiet;
+  quiet.result(raw_syscall(SYS_write, 2, line, n), last);
 }
 
 }  // namespace
@@ -116,10 +118,10 @@ size_t format(char* to, size_t room, const char* fmt, ...) {
   return n;
 }
 
-void log_line(const char* fmt, ...) {
+void log_last_line(const char* fmt, ...) {
   va_list ap;
   va_start(ap, fmt);
-  emit(fmt, ap);
+  emit(fmt, ap, true);
   va_end(ap);
 }
 

@@ -14,6 +14,7 @@
 
 #include "base/clock.hpp"
 #include "base/config.hpp"
+#include "base/quiet_signals.hpp"
 #include "base/raw_syscall.hpp"
 #include "skb/region_dir.hpp"
 
@@ -30,9 +31,11 @@ struct ring_area {
 namespace {
 
 bool back(int fd, uint64_t off, uint64_t n) {
+  quiet_signals quiet;   // RLIMIT_FSIZE may have come down
   long r;
   do r = raw_syscall(SYS_fallocate, fd, 0, static_cast<long>(off), static_cast<long>(n));
   while (r == -EINTR);
+  quiet.result(r);
   return r == 0;
 }
 
@@ -49,7 +52,7 @@ uint32_t grow_frames(void* ctx, uint32_t first, uint32_t n) {
   return n;
 }
 
-// How many frames the limits of this process allow: growing a file beyond RLIMIT_FSIZE would be a deadly signal.
+// How many frames the limits of this process allow.
 uint32_t frames_allowed() {
   rlimit l;
   uint64_t room = region_max_bytes;

@@ -10,6 +10,7 @@
 #include <cstdio>
 
 #include "base/libc.hpp"
+#include "base/quiet_signals.hpp"
 #include "skb/region.hpp"
 #include "stack/process.hpp"
 
@@ -38,6 +39,13 @@ uint32_t bucket_of(const four_tuple& t) {
   return static_cast<uint32_t>(hash_mix(a ^ b ^ (a + b)) % buckets);
 }
 
+bool room_for_table(int fd) {
+  quiet_signals quiet;
+  const long r = raw_syscall(SYS_fallocate, fd, 0, 0, static_cast<long>(table_bytes));
+  quiet.result(r);
+  return r == 0;
+}
+
 }  // namespace
 
 bool rendezvous_start() {
@@ -49,7 +57,7 @@ bool rendezvous_start() {
     std::snprintf(path, sizeof path, "%s/rendezvous", runtime_dir_path());
     const int fd = ::open(path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
     struct stat st{};
-    if (fd >= 0 && ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == ::geteuid() && posix_fallocate(fd, 0, table_bytes) == 0) {
+    if (fd >= 0 && ::fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_uid == ::geteuid() && room_for_table(fd)) {
       void* m = ::mmap(nullptr, table_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
       if (m != MAP_FAILED) {
         table.store(static_cast<entry*>(m), std::memory_order_release);

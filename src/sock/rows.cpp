@@ -172,13 +172,14 @@ void print_stats_line() {
     }
   }
   const uint64_t fast = fast_total.load(), all = connections.load();
-  log_line("pid=%d fast=%llu kernel=%llu tx_bytes=%llu rx_bytes=%llu segments=%llu retransmits=%llu demoted=%llu rx_segments=%llu doorbells=%llu wakes=%llu sleeps=%llu",
-           static_cast<int>(getpid()), static_cast<unsigned long long>(fast), static_cast<unsigned long long>(all > fast ? all - fast : 0),
-           static_cast<unsigned long long>(sum.TxBytes.load()), static_cast<unsigned long long>(sum.RxBytes.load()),
-           static_cast<unsigned long long>(sum.TcpOutSegs.load()), static_cast<unsigned long long>(sum.TcpRetransSegs.load()),
-           static_cast<unsigned long long>(sum.SockDemoted.load()), static_cast<unsigned long long>(sum.TcpInSegs.load()),
-           static_cast<unsigned long long>(sum.RingDoorbells.load()), static_cast<unsigned long long>(sum.RingWakes.load()),
-           static_cast<unsigned long long>(sum.StackSleeps.load()));
+  log_last_line(
+      "pid=%d fast=%llu kernel=%llu tx_bytes=%llu rx_bytes=%llu segments=%llu retransmits=%llu demoted=%llu rx_segments=%llu doorbells=%llu wakes=%llu sleeps=%llu",
+      static_cast<int>(getpid()), static_cast<unsigned long long>(fast), static_cast<unsigned long long>(all > fast ? all - fast : 0),
+      static_cast<unsigned long long>(sum.TxBytes.load()), static_cast<unsigned long long>(sum.RxBytes.load()),
+      static_cast<unsigned long long>(sum.TcpOutSegs.load()), static_cast<unsigned long long>(sum.TcpRetransSegs.load()),
+      static_cast<unsigned long long>(sum.SockDemoted.load()), static_cast<unsigned long long>(sum.TcpInSegs.load()),
+      static_cast<unsigned long long>(sum.RingDoorbells.load()), static_cast<unsigned long long>(sum.RingWakes.load()),
+      static_cast<unsigned long long>(sum.StackSleeps.load()));
 }
 
 }  // namespace icepath

@@ -232,17 +232,38 @@ int wait_plain(socket* s, int fd, short events, nsec timeo) {
   return wait_until(p);
 }
 
-ssize_t beside(int fd, sock_msg& m) {
+// The kernel's answer, by the call that the program made: libc's bytes or -1.
+ssize_t kernel_send(int fd, const sock_msg& m) {
+  if (m.hdr) {
+    msghdr h = *m.hdr;
+    h.msg_iov = const_cast<iovec*>(m.iov);
+    h.msg_iovlen = m.iovcnt;
+    return real::sendmsg(fd, &h, m.flags);
+  }
+  if (m.file_call) return m.iovcnt == 1 ? real::write(fd, m.iov->iov_base, m.iov->iov_len) : real::writev(fd, m.iov, static_cast<int>(m.iovcnt));
+  if (m.iovcnt == 1) return real::sendto(fd, m.iov->iov_base, m.iov->iov_len, m.flags, m.name, m.namelen);
   msghdr h{};
-  if (m.hdr) h = *m.hdr;
-  else if (m.rname && m.rnamelen) { h.msg_name = m.rname; h.msg_namelen = *m.rnamelen; }
   h.msg_iov = const_cast<iovec*>(m.iov);
   h.msg_iovlen = m.iovcnt;
-  const ssize_t r = real::recvmsg(fd, &h, m.flags);
-  if (r < 0) return -errno;
-  if (m.hdr) { m.hdr->msg_namelen = h.msg_namelen; m.hdr->msg_controllen = h.msg_controllen; m.hdr->msg_flags = h.msg_flags; }
-  else if (m.rname && m.rnamelen) *m.rnamelen = h.msg_namelen;
-  return r;
+  return real::sendmsg(fd, &h, m.flags);
+}
+
+// As above: bytes or -errno.
+ssize_t kernel_recv(int fd, sock_msg& m) {
+  ssize_t r;
+  if (m.file_call) {
+    r = m.iovcnt == 1 ? real::read(fd, m.iov->iov_base, m.iov->iov_len) : real::readv(fd, m.iov, static_cast<int>(m.iovcnt));
+  } else if (m.hdr || m.iovcnt != 1) {
+    msghdr h{};
+    if (m.hdr) h = *m.hdr;
+    h.msg_iov = const_cast<iovec*>(m.iov);
+    h.msg_iovlen = m.iovcnt;
+    r = real::recvmsg(fd, &h, m.flags);
+    if (r >= 0 && m.hdr) { m.hdr->msg_namelen = h.msg_namelen; m.hdr->msg_controllen = h.msg_controllen; m.hdr->msg_flags = h.msg_flags; }
+  } else {
+    r = real::recvfrom(fd, m.iov->iov_base, m.iov->iov_len, m.flags, m.rname, m.rnamelen);
+  }
+  return r < 0 ? -errno : r;
 }
 
 bool watched_only(const socket* s) {
@@ -326,12 +347,7 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
     }
     const in_flight f(s->tx_calls);
     if (s->fast.load(std::memory_order_seq_cst)) continue;
-    msghdr h{};
-    if (m.hdr) h = *m.hdr;
-    else if (m.name) { h.msg_name = const_cast<sockaddr*>(m.name); h.msg_namelen = m.namelen; }
-    h.msg_iov = const_cast<iovec*>(m.iov);
-    h.msg_iovlen = m.iovcnt;
-    const ssize_t r = m.iovcnt == 1 && !m.hdr && !m.name ? real::send(fd, m.iov->iov_base, m.iov->iov_len, m.flags) : real::sendmsg(fd, &h, m.flags);
+    const ssize_t r = kernel_send(fd, m);
     note_blocked(s, r < 0 ? errno == EAGAIN : m.iovcnt && static_cast<size_t>(r) < m.iov->iov_len);
     if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
     s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
@@ -347,7 +363,7 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
       return -e;
     }
     if (ICEPATH_LIKELY(s->fast.load(std::memory_order_acquire))) {
-      if (ICEPATH_UNLIKELY(m.flags & (MSG_OOB | MSG_ERRQUEUE))) return beside(fd, m);  // out of band: always in the kernel
+      if (ICEPATH_UNLIKELY(m.flags & (MSG_OOB | MSG_ERRQUEUE))) return kernel_recv(fd, m);  // out of band: always in the kernel
       if (ICEPATH_UNLIKELY(m.iovcnt > IOV_MAX)) return -EMSGSIZE;
       call c{s, fd, view(m.iov, m.iovcnt), 0, 0, 0, m.flags, true, false, 0};
       c.want = c.m.count;
@@ -382,22 +398,8 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
     }
     const in_flight f(s->rx_calls);
     if (s->fast.load(std::memory_order_seq_cst)) continue;
-    ssize_t r;
-    if (m.hdr || m.rname || m.iovcnt != 1) {
-      msghdr h{};
-      if (m.hdr) h = *m.hdr;
-      else if (m.rname && m.rnamelen) { h.msg_name = m.rname; h.msg_namelen = *m.rnamelen; }
-      h.msg_iov = const_cast<iovec*>(m.iov);
-      h.msg_iovlen = m.iovcnt;
-      r = real::recvmsg(fd, &h, m.flags);
-      if (r >= 0) {
-        if (m.hdr) { m.hdr->msg_namelen = h.msg_namelen; m.hdr->msg_controllen = h.msg_controllen; m.hdr->msg_flags = h.msg_flags; }
-        else if (m.rname && m.rnamelen) *m.rnamelen = h.msg_namelen;
-      }
-    } else {
-      r = real::recv(fd, m.iov->iov_base, m.iov->iov_len, m.flags);
-    }
-    if (r < 0) return -errno;
+    const ssize_t r = kernel_recv(fd, m);
+    if (r < 0) return r;
     if (!(m.flags & (MSG_PEEK | MSG_ERRQUEUE | MSG_OOB))) s->k_rx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
     return r;
   }

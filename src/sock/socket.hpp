@@ -114,6 +114,7 @@ struct sock_msg {                       // the one internal message view (T03)
   socklen_t namelen;
   sockaddr* rname;                      // recvfrom
   socklen_t* rnamelen;
+  bool file_call = false;               // the program said read, write, readv or writev: on the kernel lane it stays that, its sandbox may allow no other
 };
 constexpr int EPIPE_RAISED = 4096 + EPIPE;   // sock_sendmsg: EPIPE for which the kernel has raised SIGPIPE already (kernel lane)
 ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m);

@@ -117,4 +117,38 @@ def test_sockets_of_other_kinds(_):
     check(r["status"] == 0 and "b'cba' b''" in r["stdout"], f"the program failed: {r}")
 
 
-lib.main([test_shells_and_tools, test_git_apt_systemd_ssh, test_sockets_of_other_kinds])
+# A program that may write no file (RLIMIT_FSIZE 0, before or after the fast path was set up), or whose stderr nobody reads: what we write must not kill it.
+LIMITED = r"""
+import os, resource, socket, sys, threading
+def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+if sys.argv[1] == "before": limit()
+l = socket.socket(); l.bind(("127.0.0.1", 0)); l.listen(1)
+def serve():
+    c = l.accept()[0]
+    while (b := c.recv(65536)): c.sendall(b)
+threading.Thread(target=serve).start()
+with socket.create_connection(l.getsockname()) as c:
+    for i in range(300):
+        c.sendall(b"x" * 1000); n = 0
+        while n < 1000: n += len(c.recv(1000))
+        if i == 200 and sys.argv[1] == "after": limit()
+print("done")
+"""
+
+
+@lib.in_arms("fast")
+def test_our_lines_on_stderr_kill_nobody(_):
+    env = lib.environment("fast", ICEPATH_LOG="debug")
+    del env["ICEPATH_REQUIRE"]
+    for when in ("before", "after", "never"):
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        with open(lib.tmpfile(), "w") as file, os.fdopen(write_end, "w") as pipe:
+            for stderr in (file, pipe):
+                # python ignores both signals, and its default for them must be the kernel's here
+                code = "import signal; signal.signal(signal.SIGXFSZ, signal.SIG_DFL); signal.signal(signal.SIGPIPE, signal.SIG_DFL)\n" + LIMITED
+                r = subprocess.run([lib.PYTHON, "-c", code, when], env=env, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60)
+                check((r.returncode, r.stdout) == (0, "done\n"), f"limit {when}, stderr a {'file' if stderr is file else 'pipe'}: {r.returncode} {r.stdout!r}")
+
+
+lib.main([test_shells_and_tools, test_git_apt_systemd_ssh, test_sockets_of_other_kinds, test_our_lines_on_stderr_kill_nobody])
