@@ -10,7 +10,7 @@
 #include "base/clock.hpp"
 #include "base/usercopy.hpp"
 #include "import.hpp"
-#include "sock/mux.hpp"
+#include "rights.hpp"
 
 using namespace icepath;
 
@@ -91,40 +91,6 @@ ssize_t send_header(socket* s, int fd, const msghdr* user, int flags, size_t* wa
   return sock_sendmsg(s, fd, m);
 }
 
-// Descriptors that leave through a Unix socket (SCM_RIGHTS) are used by a process we know nothing of: theirs must be kernel sockets.
-// Bad addresses are the kernel's to report.
-void demote_passed_fds(const msghdr* user) {
-  constexpr size_t most = 1024;                   // SCM_MAX_FD is 253: what is longer the kernel refuses
-  msghdr h;
-  alignas(cmsghdr) char room[most + sizeof(long)];
-  if (copy_from_user(&h, user, sizeof h) || h.msg_controllen < CMSG_LEN(sizeof(int)) || !h.msg_control) return;
-  const size_t len = std::min(h.msg_controllen, CMSG_SPACE(253 * sizeof(int)));
-  size_t at = 0;
-  while (at + sizeof(cmsghdr) <= len) {
-    cmsghdr c;
-    const char* const base = static_cast<const char*>(h.msg_control) + at;
-    if (copy_from_user(&c, base, sizeof c) || c.cmsg_len < sizeof c || c.cmsg_len > len - at) return;
-    if (c.cmsg_level == SOL_SOCKET && c.cmsg_type == SCM_RIGHTS) {
-      const size_t bytes = std::min(c.cmsg_len - CMSG_LEN(0), most);
-      if (copy_from_user(room, base + CMSG_LEN(0), bytes)) return;
-      for (size_t i = 0; i + sizeof(int) <= bytes; i += sizeof(int)) {
-        int fd;
-        std::memcpy(&fd, room + i, sizeof fd);
-        if (file* const f = fd_lookup(fd); f && f->kind == file_kind::epoll) epoll_export(fd);
-        else demote_for(fd, "fd passed");
-      }
-    }
-    at += CMSG_ALIGN(c.cmsg_len);
-  }
-}
-
-// True when a message header carries control data: the only case in which a send on a foreign socket concerns us.
-inline bool has_control(const msghdr* user) {
-  if (!active()) return false;
-  size_t n = 0;
-  return copy_from_user(&n, &user->msg_controllen, sizeof n) == 0 && n != 0;
-}
-
 }  // namespace
 
 // ---- receiving
@@ -178,7 +144,13 @@ ICEPATH_EXPORT ssize_t __recvfrom_chk(int fd, void* p, size_t n, size_t room, in
 
 ICEPATH_EXPORT ssize_t recvmsg(int fd, msghdr* m, int flags) {
   auto* const s = ours(fd);
-  if (ICEPATH_LIKELY(!s)) return next::recvmsg(fd, m, flags);
+  if (ICEPATH_LIKELY(!s)) {
+    const ssize_t r = next::recvmsg(fd, m, flags);
+    if (r < 0 || ICEPATH_LIKELY(!has_control(m))) return r;
+    const kept_errno e;
+    rights_arrived(m, flags);
+    return e.finish(r);
+  }
   const kept_errno e;
   return e.finish(recv_header(s, fd, m, flags));
 }
@@ -186,7 +158,14 @@ ICEPATH_EXPORT ssize_t recvmsg(int fd, msghdr* m, int flags) {
 // The time limit is looked at after each message, and an error after the first message is not reported, both as recvmmsg(2) says.
 ICEPATH_EXPORT int recvmmsg(int fd, mmsghdr* v, unsigned n, int flags, timespec* timeout) {
   auto* const s = ours(fd);
-  if (ICEPATH_LIKELY(!s)) return next::recvmmsg(fd, v, n, flags, timeout);
+  if (ICEPATH_LIKELY(!s)) {
+    const int r = next::recvmmsg(fd, v, n, flags, timeout);
+    const kept_errno e;
+    for (int i = 0; i < r && active(); ++i)
+      if (has_control(&v[i].msg_hdr)) rights_arrived(&v[i].msg_hdr, flags);
+    e.restore();
+    return r;
+  }
   const kept_errno e;
   timespec limit{};
   nsec end = ~nsec{0};
@@ -254,8 +233,13 @@ ICEPATH_EXPORT ssize_t sendto(int fd, const void* p, size_t n, int flags, const 
 ICEPATH_EXPORT ssize_t sendmsg(int fd, const msghdr* m, int flags) {
   auto* const s = ours(fd);
   if (ICEPATH_LIKELY(!s)) {
-    if (ICEPATH_UNLIKELY(has_control(m))) demote_passed_fds(m);
-    return next::sendmsg(fd, m, flags);
+    if (ICEPATH_LIKELY(!has_control(m))) return next::sendmsg(fd, m, flags);
+    rights_leave(m);
+    const ssize_t r = next::sendmsg(fd, m, flags);
+    if (r >= 0) return r;
+    const kept_errno e;
+    rights_stayed(m);
+    return e.finish(-errno);
   }
   const kept_errno e;
   size_t wanted;
@@ -267,8 +251,13 @@ ICEPATH_EXPORT int sendmmsg(int fd, mmsghdr* v, unsigned n, int flags) {
   n = std::min(n, static_cast<unsigned>(IOV_MAX));
   if (ICEPATH_LIKELY(!s)) {
     for (unsigned i = 0; i < n && active(); ++i)
-      if (has_control(&v[i].msg_hdr)) demote_passed_fds(&v[i].msg_hdr);
-    return next::sendmmsg(fd, v, n, flags);
+      if (has_control(&v[i].msg_hdr)) rights_leave(&v[i].msg_hdr);
+    const int r = next::sendmmsg(fd, v, n, flags);
+    const kept_errno e;
+    for (unsigned i = r < 0 ? 0 : static_cast<unsigned>(r); i < n && active(); ++i)
+      if (has_control(&v[i].msg_hdr)) rights_stayed(&v[i].msg_hdr);
+    e.restore();
+    return r;
   }
   const kept_errno e;
   unsigned done = 0;

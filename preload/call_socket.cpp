@@ -39,22 +39,22 @@ ICEPATH_EXPORT int listen(int fd, int backlog) noexcept {
 
 ICEPATH_EXPORT int accept4(int fd, sockaddr* addr, socklen_t* len, int flags) {
   auto* const s = ours(fd);
-  if (!s) return next::accept4(fd, addr, len, flags);
   const int r = next::accept4(fd, addr, len, flags);
-  if (r < 0) return r;
+  if (r < 0 || (!s && (!active() || icepath_in_vfork))) return r;
   const kept_errno e;
-  sock_on_accept(s, r, flags);
+  if (s) sock_on_accept(s, r, flags);
+  else sock_on_accept_unseen(r);
   e.restore();
   return r;
 }
 
 ICEPATH_EXPORT int accept(int fd, sockaddr* addr, socklen_t* len) {
   auto* const s = ours(fd);
-  if (!s) return next::accept(fd, addr, len);
   const int r = next::accept(fd, addr, len);
-  if (r < 0) return r;
+  if (r < 0 || (!s && (!active() || icepath_in_vfork))) return r;
   const kept_errno e;
-  sock_on_accept(s, r, 0);
+  if (s) sock_on_accept(s, r, 0);
+  else sock_on_accept_unseen(r);
   e.restore();
   return r;
 }

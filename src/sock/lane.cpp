@@ -1,4 +1,5 @@
 // The lanes' state machine. See lane.hpp.
+#include "sock/holders.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 
@@ -209,7 +210,7 @@ void lane_rebase(lane* l, int fd) {
 
 bool lane_commit(lane* l) {
   socket* s = l->s;
-  if (promotion_paused()) return false;
+  if (promotion_paused() || !holders_alone(s)) return false;
   s->fast.store(true, std::memory_order_seq_cst);  // partner: the counters a plain call raises before it looks at `fast`
   if (s->rx_calls.load(std::memory_order_seq_cst) == 0 && s->tx_calls.load(std::memory_order_seq_cst) == 0) return true;
   s->fast.store(false, std::memory_order_seq_cst);

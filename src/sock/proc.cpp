@@ -19,6 +19,7 @@
 #include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
 #include "base/libc.hpp"
+#include "sock/holders.hpp"
 #include "sock/lane.hpp"
 #include "sock/mux.hpp"
 #include "sock/pool.hpp"
@@ -144,18 +145,22 @@ int control(uint32_t cmd, uint64_t arg, uint32_t* count) {
   return 0;
 }
 
-// Before the fork (promotion is paused): what is not on the fast lane stays off it; what is, is marked.
+thread_local bool fork_has_places = false;
+
+// Before the fork (promotion is paused): what is on the fast lane is marked; what is not stays off it until one process alone has it (holders.hpp).
 void share_at_fork(socket* s, void*) {
-  if (s->state != sock_state::connected) return;
+  if (s->state == sock_state::listening || s->state == sock_state::closed) return;
   if (s->fast.load()) { s->shared.store(true); return; }
   stack* st = s->st;
   if (st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s && l->st == st && !s->fast.load()) lane_open_failed(l, fork_reason);
+    if (lane* l = s->ln; l && l->s == s && l->st == st && !s->fast.load()) lane_open_failed(l, fork_reason, true);
     stack_leave(st);
   }
   if (s->fast.load()) { s->shared.store(true); return; }
   s->reason = fork_reason;
+  if (fork_has_places && holders_before_fork(s)) return;
   s->never.store(true);
+  holders_uncounted(s);
 }
 
 struct parent { uint32_t slot; uint64_t cookie; };
@@ -179,9 +184,13 @@ void child_socket(socket* s, void* ctx) {
   s->rx_calls.store(0);
   s->tx_calls.store(0);
   s->wait_lock.store(0);
-  if (s->state == sock_state::connected || s->state == sock_state::connecting) {
-    s->never.store(true);
+  s->publishing.store(false);
+  if (s->state != sock_state::listening) {
     s->reason = fork_reason;
+    // One that is registered in a set which the parent uses too would have to be in two states there.
+    if (fast || s->inherited.load() || !fork_has_places || !s->items.empty()) s->never.store(true);
+    if (fork_has_places && s->share.load()) holders_fork_child(s);
+    else if (s->share.exchange(0)) s->never.store(true);
   }
   s->row = row_alloc();
 }
@@ -215,8 +224,13 @@ struct leaving { bool replaces; };   // the program itself is replaced: also wha
 
 void exec_one(socket* s, void* ctx) {
   const bool all = static_cast<leaving*>(ctx)->replaces;
-  if (!s->fast.load() && !s->inherited.load()) return;
+  if (s->state == sock_state::listening) return;
   const bool crosses = crosses_exec(s);
+  if (!s->fast.load() && !s->inherited.load()) {   // in the kernel: nobody counts what the new program does with it
+    if (crosses) { s->never.store(true); s->reason = "exec"; holders_uncounted(s); }
+    else if (all) holders_end(s);
+    return;
+  }
   if (!crosses && !(all && s->fast.load())) return;
   if (sock_demote(s, "exec") != 0) log_warn("fd %d crosses exec before the peer has answered", s->fd.load());
   else if (crosses && s->prefix_len.load()) log_warn("fd %d crosses exec with bytes from a finished peer that only this program could read", s->fd.load());
@@ -355,7 +369,7 @@ ssize_t sock_empty_recv(socket*, int, int) { return 0; }
 bool promotion_paused() { return forking.load(std::memory_order_seq_cst) != 0; }
 
 void sock_fork_prepare() {
-  forking.fetch_add(1, std::memory_order_seq_cst);
+  fork_has_places = forking.fetch_add(1, std::memory_order_seq_cst) == 0;   // another thread's fork: its places are not ours
   if (process_ready()) sockets_for_each(share_at_fork, nullptr);
   mux_fork_prepare();
 }
@@ -375,6 +389,7 @@ void sock_fork_child() {
   wait_forget();
   rendezvous_forget();
   promote_forget();
+  holders_fork_forget();
   process_forget();
   mux_fork_child();
   sockets_for_each(child_socket, &p);
@@ -431,6 +446,7 @@ void sock_before_exec(bool replaces) {
 void sock_exit() {
   static std::atomic<bool> once{false};
   if (once.exchange(true)) return;
+  sockets_for_each([](socket* s, void*) { if (s->share.load()) holders_end(s); }, nullptr);
   if (!process_ready()) return;
   if (live_stacks()) {   // what a fork child may hold goes home, what is on its way home arrives
     sockets_for_each(home_one, nullptr);

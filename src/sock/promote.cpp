@@ -13,6 +13,7 @@
 #include "ip/ip.hpp"
 #include "base/libc.hpp"
 #include "neigh/neighbour.hpp"
+#include "sock/holders.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/mux.hpp"
@@ -165,7 +166,7 @@ void try_open(lane* l) {
 // Eligible and worth it: publish, and see whether the other end has.
 void publish(socket* s, int fd) {
   const no_cancel whole;
-  if (!process_ready()) { refuse(s, process_why()); return; }
+  if (!process_start()) { refuse(s, process_why()); return; }   // a fork child's first
   if (s->state != sock_state::connected) return;
   const char* why = nullptr;
   if (!epoll_item_allows_promotion(s, &why)) { s->reason = why ? why : "epoll set"; s->ops.store(0, std::memory_order_relaxed); return; }
@@ -236,7 +237,7 @@ void promote_step(socket* s, int fd) {
   if (s->retry_at && clock_now() < s->retry_at) return;
   // One of several threads: two would each make a lane, on their own stacks.
   if (s->publishing.exchange(true, std::memory_order_acquire)) return;
-  if (!s->ln && !s->never.load(std::memory_order_relaxed)) publish(s, fd);
+  if (!s->ln && !s->never.load(std::memory_order_relaxed) && holders_alone(s)) publish(s, fd);
   s->publishing.store(false, std::memory_order_release);
 }
 

@@ -9,6 +9,7 @@
 #include "base/config.hpp"
 #include "base/sig_gate.hpp"
 #include "base/libc.hpp"
+#include "sock/holders.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/proc.hpp"
@@ -273,6 +274,7 @@ bool watched_only(const socket* s) {
 // Before a plain data call. True: the socket is promoted now.
 bool before_plain(socket* s, int fd) {
   if (ICEPATH_UNLIKELY(s->inherited.load(std::memory_order_relaxed))) sock_claim_inherited(s);
+  if (ICEPATH_UNLIKELY(s->share.load(std::memory_order_relaxed) != 0)) holders_note_use(s);
   if (s->state == sock_state::connecting) sock_check_connected(s, fd);
   if (watched_only(s)) return false;
   promote_step(s, fd);

@@ -11,6 +11,7 @@
 #include "base/sig_gate.hpp"
 #include "base/config.hpp"
 #include "base/libc.hpp"
+#include "sock/holders.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
@@ -79,6 +80,7 @@ bool defer_close(socket* s) {
 
 void let_go(socket* s) {
   if (s->ln == nullptr) {
+    if (s->share.load(std::memory_order_relaxed)) holders_release(s);
     s->st = nullptr;
     s->fast.store(false, std::memory_order_relaxed);
     socket_release(s);

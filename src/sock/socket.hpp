@@ -73,6 +73,11 @@ struct socket : file {
   uint32_t serial = 0;                  // of this process, never used twice (within 2^32)
   uint32_t parent_slot = 0, parent_serial = 0;      // fork child: whose it is, and its serial there
   uint64_t parent_cookie = 0;
+  std::atomic<uint32_t> share{0};       // other processes hold it too, or did: its entry (holders.hpp); 0: nobody
+  uint8_t share_place = 0, share_child = 0;         // ours in the entry; the one that a fork under way has reserved
+  std::atomic<bool> share_used{false};  // our place says that we moved bytes
+  uint64_t share_cookie = 0, share_tx = 0, share_rx = 0;   // the kernel's number of the socket; k_tx and k_rx when we came to hold it
+  nsec share_look = 0;                  // not asked again before
   uint8_t* prefix = nullptr;            // bytes to read before the kernel's (handback.cpp); guarded by prefix_lock
   size_t prefix_off = 0;
   std::atomic<size_t> prefix_len{0};    // 0: none
@@ -95,6 +100,11 @@ void sock_on_socket(int fd, int domain, int type, int protocol);
 void sock_on_accept(file* listener, int fd, int flags);      // fd: the new connection
 void sock_on_listen(file* f);
 void sock_on_connect(file* f, int fd, int err);              // err: 0, EINPROGRESS, or the failure
+void sock_on_accept_unseen(int fd);                          // from a listener that is not watched (passing.cpp)
+// SCM_RIGHTS: before fd is sent (false: it must be demoted first), when it was not sent after all, when fd was received.
+bool sock_before_pass(int fd);
+void sock_pass_failed(int fd);
+void sock_on_received(int fd, bool peeked);
 // close(fd): takes the slot; when it was the last reference, finishes the lanes first. Returns what close must return, -errno on error.
 int sock_close(int fd);
 // A call that may block keeps the connection open until it returns, as in Linux: a close meanwhile takes the descriptor only.

@@ -459,5 +459,27 @@ inline void reap(pid_t pid, const char* who) {
   else say("%s: exit %d", who, WEXITSTATUS(st));
 }
 
+// A descriptor through a Unix socket; pass_fd returns what sendmsg returned.
+inline ssize_t pass_fd(int via, int fd, int flags = 0) {
+  char c = 'f', control[CMSG_SPACE(sizeof(int))] = {};
+  iovec v{&c, 1};
+  msghdr m{};
+  m.msg_iov = &v, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
+  cmsghdr* h = CMSG_FIRSTHDR(&m);
+  h->cmsg_level = SOL_SOCKET, h->cmsg_type = SCM_RIGHTS, h->cmsg_len = CMSG_LEN(sizeof(int));
+  memcpy(CMSG_DATA(h), &fd, sizeof fd);
+  return sendmsg(via, &m, flags);
+}
+inline int take_fd(int via, int flags = 0) {
+  char c, control[CMSG_SPACE(sizeof(int))] = {};
+  iovec v{&c, 1};
+  msghdr m{};
+  m.msg_iov = &v, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
+  if (recvmsg(via, &m, flags) != 1) return -1;
+  int fd = -1;
+  if (cmsghdr* h = CMSG_FIRSTHDR(&m)) memcpy(&fd, CMSG_DATA(h), sizeof fd);
+  return fd;
+}
+
 }  // namespace posix
 using namespace posix;

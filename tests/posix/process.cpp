@@ -331,27 +331,6 @@ void cloexec(duo&) {
   reap(pid, "sleep");
 }
 
-void pass_fd(int via, int fd) {
-  char c = 'f', control[CMSG_SPACE(sizeof(int))] = {};
-  iovec v{&c, 1};
-  msghdr m{};
-  m.msg_iov = &v, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
-  cmsghdr* h = CMSG_FIRSTHDR(&m);
-  h->cmsg_level = SOL_SOCKET, h->cmsg_type = SCM_RIGHTS, h->cmsg_len = CMSG_LEN(sizeof(int));
-  memcpy(CMSG_DATA(h), &fd, sizeof fd);
-  if (sendmsg(via, &m, 0) != 1) give_up("pass");
-}
-int take_fd(int via) {
-  char c, control[CMSG_SPACE(sizeof(int))] = {};
-  iovec v{&c, 1};
-  msghdr m{};
-  m.msg_iov = &v, m.msg_iovlen = 1, m.msg_control = control, m.msg_controllen = sizeof control;
-  if (recvmsg(via, &m, 0) != 1) return -1;
-  int fd = -1;
-  if (cmsghdr* h = CMSG_FIRSTHDR(&m)) memcpy(&fd, CMSG_DATA(h), sizeof fd);
-  return fd;
-}
-
 // A live connection goes to a process that was there before it.
 void scm_rights(duo&) {
   int us[2];
@@ -368,7 +347,7 @@ void scm_rights(duo&) {
   pair_of p;
   send_all(p.a, "held", 4);
   wait_unread(p.b, 4);
-  pass_fd(us[0], p.b);
+  if (pass_fd(us[0], p.b) != 1) give_up("pass");
   p.close_b();
   bool ok = true;
   for (int i = 0; i < 200; i++) {
@@ -386,7 +365,7 @@ void scm_rights_self(duo&) {
   int us[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, us)) give_up("socketpair");
   pair_of p;
-  pass_fd(us[0], p.b);
+  if (pass_fd(us[0], p.b) != 1) give_up("pass");
   int fd = take_fd(us[1]);
   p.close_b();
   ask("traffic", round_trips(p.a, fd, 100));

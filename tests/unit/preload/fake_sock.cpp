@@ -72,6 +72,10 @@ bool sock_fd_is_internal(int fd) { return fd == internal_fd; }
 void sock_on_socket(int fd, int domain, int type, int) {
   if ((domain == AF_INET || domain == AF_INET6) && (type & 0xf) == SOCK_STREAM) { ++n_socket; watch(fd); }
 }
+void sock_on_accept_unseen(int) {}
+bool sock_before_pass(int) { return false; }
+void sock_pass_failed(int) {}
+void sock_on_received(int, bool) {}
 void sock_on_accept(file*, int fd, int) { ++n_accept; watch(fd); }
 void sock_on_listen(file* f) { ++n_listen; static_cast<socket*>(f)->state = sock_state::listening; }
 void sock_on_connect(file*, int, int) { ++n_connect; errno = 9999; }
