@@ -140,4 +140,5 @@ def test_connection_for_each_transaction(arm):
     c.stop()
 
 
-lib.main([test_pgbench, test_copy_and_large_results, test_connection_for_each_transaction], arms=lib.MATRIX)
+if __name__ == "__main__":
+    lib.main([test_pgbench, test_copy_and_large_results, test_connection_for_each_transaction], arms=lib.MATRIX)

@@ -205,9 +205,10 @@ def test_haproxy_wrk(arm):
     shares(arm, "wrk", proxy, cli)
 
 
-if sys.argv[1:2] == ["backend"]:
-    backend(int(sys.argv[2]))
-elif sys.argv[1:2] == ["client"]:
-    client(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
-else:
-    lib.main([test_haproxy_bodies, test_haproxy_splice, test_haproxy_curl, test_haproxy_wrk], arms=lib.MATRIX)
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["backend"]:
+        backend(int(sys.argv[2]))
+    elif sys.argv[1:2] == ["client"]:
+        client(int(sys.argv[2]), sys.argv[3], int(sys.argv[4]))
+    else:
+        lib.main([test_haproxy_bodies, test_haproxy_splice, test_haproxy_curl, test_haproxy_wrk], arms=lib.MATRIX)
