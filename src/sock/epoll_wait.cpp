@@ -7,6 +7,7 @@
 // Sleep. ppoll on the epoll fd and the wake fds: nothing of ours stands in the application's kernel set, so a fork child, another thread
 // or a program that inherits the set meets only what the application put there; kernel events are then collected by one more call.
 // Failure: a bad event buffer gives EFAULT; events taken from the kernel are always delivered, whatever ends the wait.
+#include <algorithm>
 #include <cerrno>
 #include <climits>
 #include "base/clock.hpp"
@@ -251,15 +252,16 @@ int on_check_kernel(void* ctx) {
   return c.n || c.err;
 }
 
-int on_sleep(void* ctx, const int* wake_fds, unsigned n, nsec timeout, const sigset_t* mask) {
+int on_sleep(void* ctx, pollfd* wake, unsigned n, nsec timeout, const sigset_t* mask) {
   wait_call& c = *static_cast<wait_call*>(ctx);
   pollfd f[1 + 80];
   if (n > 80) n = 80;
   f[0] = {c.epfd, POLLIN, 0};
-  for (unsigned i = 0; i < n; ++i) f[1 + i] = {wake_fds[i], POLLIN, 0};
+  std::copy_n(wake, n, f + 1);
   const timespec ts = to_timespec(timeout);
   const int r = real::ppoll(f, 1 + n, timeout == ~nsec{0} ? nullptr : &ts, mask);
   if (r < 0) return -errno;
+  std::copy_n(f + 1, n, wake);
   if (f[0].revents & POLLNVAL) { c.err = -EBADF; return 0; }
   if (f[0].revents) harvest(c, c.max);
   return 0;

@@ -34,6 +34,7 @@
 #include "skb/region.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
+#include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
 
@@ -372,6 +373,8 @@ void lane_handback_step(lane* l) {
   if (lane_moving(l)) {
     l->tm.fn = look_timer;
     l->st->net.timers.arm(l->tm, l->st->net.now + look_again);
+    l->st->expect_at.store(l->st->net.now + look_again, std::memory_order_relaxed);   // our thread may stay away meanwhile
+    if (!stack_is_helper_thread()) helper_expect(l->st->net.now + look_again);
   }
 }
 

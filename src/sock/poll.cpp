@@ -4,6 +4,7 @@
 // The kernel's order is kept: events before signals, signals before the timeout; a signal that `mask` admits ends a call that
 // found nothing, even with timeout 0.
 // Failure: EFAULT for a bad array; without memory for a large set, ENOMEM.
+#include <algorithm>
 #include <sys/mman.h>
 #include <cerrno>
 #include <climits>
@@ -106,11 +107,12 @@ int on_check_kernel(void* ctx) {
   return r > 0 || p.err;
 }
 
-int on_sleep(void* ctx, const int* wake_fds, unsigned n, nsec timeout, const sigset_t* mask) {
+int on_sleep(void* ctx, pollfd* wake, unsigned n, nsec timeout, const sigset_t* mask) {
   poll_set& p = *static_cast<poll_set*>(ctx);
   if (n > poll_max_wake) n = poll_max_wake;
-  for (unsigned i = 0; i < n; ++i) p.fds[p.n + i] = {wake_fds[i], POLLIN, 0};
+  std::copy_n(wake, n, p.fds + p.n);
   int r = kernel_poll(p.fds, p.n + n, timeout, mask);
+  if (r >= 0) std::copy_n(p.fds + p.n, n, wake);
   if (r == -EINVAL) {                                   // the wake fds exceed RLIMIT_NOFILE: sleep in short pieces without them
     r = kernel_poll(p.fds, p.n, timeout < msec_ns ? timeout : nsec{msec_ns}, mask);
   }

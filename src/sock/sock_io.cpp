@@ -141,7 +141,7 @@ bool spin(call& c) {
   stack* st = c.s->st;
   const nsec budget = wait_spin_budget();
   if (!budget || !st || !stack_try_enter(st)) return false;
-  const uint64_t t0 = cycles(), end = ns_to_cycles(budget < 15 * usec_ns ? budget : 15 * usec_ns);
+  const uint64_t t0 = cycles(), end = ns_to_cycles(budget < 5 * usec_ns ? budget : 5 * usec_ns);
   bool done = false;
   while (!sig_gate.pending && st->want.load(std::memory_order_relaxed) == 0) {
     if (stack_poll_inside(st) && (done = attempt_inside(c, st))) break;

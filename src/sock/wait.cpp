@@ -2,7 +2,8 @@
 //
 // Spin budget, per thread: waits that ended soon (whether spinning or asleep) raise it to `spin_max`, waits that did not halve it; a wait in which the thread
 // lost the processor clears it for a while. So a thread that is answered within microseconds spins, one that idles does not, and with more
-// runnable threads than processors spinning stops by itself. ICEPATH_SPIN_USEC fixes it.
+// runnable threads than processors spinning stops by itself: what is left of it are offers of the processor (sched_yield) to those who have work, which
+// is cheaper than to sleep and be woken. ICEPATH_SPIN_USEC fixes it.
 #include "sock/wait.hpp"
 
 #include <errno.h>
@@ -10,6 +11,7 @@
 #include <sched.h>
 #include <sys/eventfd.h>
 
+#include <algorithm>
 #include <new>
 
 #include "base/clock.hpp"
@@ -29,7 +31,7 @@ constinit thread_local volatile uint32_t signals_breaking __attribute__((tls_mod
 
 namespace {
 
-constexpr nsec spin_max = 60 * usec_ns, soon = 150 * usec_ns, yield_after = 15 * usec_ns, lost_cpu = 400 * usec_ns;
+constexpr nsec spin_max = 60 * usec_ns, soon = 150 * usec_ns, yield_after = 4 * usec_ns, lost_cpu = 400 * usec_ns;
 
 struct spin_state {
   nsec budget = spin_max;
@@ -90,23 +92,32 @@ void drain(waiter* w) {
   raw_syscall(SYS_read, w->event_fd, &v, sizeof v);
 }
 
-int sleep_once(const wait_plan& p, waiter* w, nsec timeout, const sigset_t* mask) {
-  int wake[66];
-  unsigned n = 0;
-  each_stack(p.stacks, [&](stack* s) { wake[n++] = stack_wake_fd(s); });
-  if (w->event_fd >= 0) wake[n++] = w->event_fd;
-  if (p.sleep) return p.sleep(p.ctx, wake, n, timeout, mask);
+int plain_sleep(const wait_plan& p, pollfd* wake, unsigned n, nsec timeout, const sigset_t* mask) {
   pollfd few[80];
   pollfd* f = p.nfds + n <= 80 ? few : static_cast<pollfd*>(mem_alloc((p.nfds + n) * sizeof(pollfd)));
   if (!f) return -ENOMEM;
   for (unsigned i = 0; i < p.nfds; ++i) f[i] = {p.fds[i].fd, p.fds[i].events, 0};
-  for (unsigned i = 0; i < n; ++i) f[p.nfds + i] = {wake[i], POLLIN, 0};
+  std::copy_n(wake, n, f + p.nfds);
   const timespec ts{static_cast<time_t>(timeout / sec_ns), static_cast<long>(timeout % sec_ns)};
   const int r = real::ppoll(f, p.nfds + n, timeout == ~nsec{0} ? nullptr : &ts, mask);
   const int e = r < 0 ? errno : 0;
   for (unsigned i = 0; i < p.nfds; ++i) p.fds[i].revents = r > 0 ? f[i].revents : short{0};
+  if (r > 0) std::copy_n(f + p.nfds, n, wake);
   if (f != few) mem_free(f);
   return -e;
+}
+
+// rang: stacks whose wake fd ended the sleep; all, when that is not known.
+int sleep_once(const wait_plan& p, waiter* w, nsec timeout, const sigset_t* mask, uint64_t* rang) {
+  pollfd wake[66];
+  unsigned n = 0;
+  each_stack(p.stacks, [&](stack* s) { wake[n++] = {stack_wake_fd(s), POLLIN, 0}; });
+  if (w->event_fd >= 0) wake[n++] = {w->event_fd, POLLIN, 0};
+  const int r = p.sleep ? p.sleep(p.ctx, wake, n, timeout, mask) : plain_sleep(p, wake, n, timeout, mask);
+  *rang = r < 0 ? p.stacks : 0;
+  n = 0;
+  each_stack(p.stacks, [&](stack* s) { if (wake[n++].revents) *rang |= uint64_t{1} << s->no; });
+  return r;
 }
 
 }  // namespace
@@ -273,6 +284,7 @@ int wait_until(const wait_plan& p) {
     }
     // A handler that runs between the last look and the sleep must end the sleep: signals are let in by the sleep itself.
     int slept = 0;
+    uint64_t rang = 0;
     if (timeout != 0) {
       sigset_t all, mask;
       sigfillset(&all);
@@ -281,7 +293,7 @@ int wait_until(const wait_plan& p) {
       const uint64_t outer_armed = w->armed;
       if (!outer) w->frame = __builtin_frame_address(0);
       w->armed = outer_armed | p.stacks;
-      slept = signals != sig0 ? -EINTR : sleep_once(p, w, timeout, p.mask ? p.mask : &mask);
+      slept = signals != sig0 ? -EINTR : sleep_once(p, w, timeout, p.mask ? p.mask : &mask, &rang);
       w->armed = outer_armed;
       w->frame = outer;
       raw_syscall(SYS_rt_sigprocmask, SIG_SETMASK, &mask, nullptr, _NSIG / 8);
@@ -292,9 +304,10 @@ int wait_until(const wait_plan& p) {
     bool others = false;
     each_stack(p.stacks, [&](stack* s) {
       mib_add(s->net.stats->StackSleeps);
-      if (stack_rest(s)) return;
+      const bool woke = rang >> s->no & 1;
+      if (!woke && stack_rest(s)) return;
       if (s->sockets.load(std::memory_order_relaxed) != 0) others = true;
-      if (s->armed.load(std::memory_order_relaxed)) stack_disarm(s);
+      if (woke || s->armed.load(std::memory_order_relaxed)) stack_disarm(s, woke);
       stack_poll(s);
     });
     if (attended && others) helper_unpark();   // not before: he would find the stacks attended, and park again

@@ -68,8 +68,8 @@ struct wait_plan {
   // Cheap look at kernel readiness while spinning, at most every few microseconds; > 0 as above. May be null.
   int (*check_kernel)(void* ctx) = nullptr;
   // Sleep: by default ppoll over fds[0..nfds) plus the wake fds. epoll supplies its own: it must return on any wake fd, kernel event, signal or timeout:
-  // 0 or -errno.
-  int (*sleep)(void* ctx, const int* wake_fds, unsigned n, nsec timeout /* ~0 forever */, const sigset_t* mask) = nullptr;
+  // 0, with the revents of the wake fds, or -errno.
+  int (*sleep)(void* ctx, pollfd* wake, unsigned n, nsec timeout /* ~0 forever */, const sigset_t* mask) = nullptr;
   pollfd* fds = nullptr;
   unsigned nfds = 0;
   void* ctx = nullptr;

@@ -31,7 +31,10 @@ thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
 helper_handlers on{};
 struct peer_process { std::atomic<uint64_t> cookie{0}; std::atomic<int> pidfd{-1}; };
 peer_process peers[max_processes];   // by slot; set by whoever meets the peer first, cleared here
-std::atomic<nsec> awake_at{~nsec{0}};   // parked: the helper returns by itself then at the latest
+std::atomic<nsec> awake_at{0};          // the helper is awake then at the latest
+std::atomic<uint32_t> returns{0};       // threads that came back from a sleep
+std::atomic<uint32_t> expected{0};      // timers handed over (helper_expect)
+constexpr unsigned most_quiet = 2;      // a busy process is looked at every helper_silence << 2
 
 void drop(peer_process& p) {
   const int fd = p.pidfd.exchange(-1, std::memory_order_acq_rel);
@@ -50,14 +53,21 @@ void control() {
   m.done.store(req, std::memory_order_release);
 }
 
-// One look at every stack. Returns whether somebody might stop attending without telling us, and the next timer that is ours.
-bool attend(nsec* next_timer) {
+// One look at every stack. Returns whether somebody might stop attending without telling us, the next timer that is ours, and whether a stack had been left
+// alone.
+bool attend(nsec* next_timer, bool* silent) {
   bool busy = false;
   const nsec now = clock_now();
   for (uint16_t i = 0; i < max_stacks; ++i) {
     stack* s = stack_by_no(i);
     if (!s) break;
     if (s->sockets.load(std::memory_order_relaxed) == 0) continue;
+    if (s->expect_at.load(std::memory_order_relaxed) <= now) {
+      s->expect_at.store(~nsec{0}, std::memory_order_relaxed);
+      stack_poll(s);
+      *silent = true;
+    }
+    if (const nsec due = s->expect_at.load(std::memory_order_relaxed); due < *next_timer) *next_timer = due;
     const bool ours = s->helper_armed.load(std::memory_order_acquire);
     if (ours) {
       const nsec t = s->armed.load(std::memory_order_acquire) ? stack_next_timer(s) : 0;
@@ -73,6 +83,7 @@ bool attend(nsec* next_timer) {
       continue;
     } else {
       stack_poll(s);
+      *silent = true;
     }
     bool ok = false;
     nsec t = ~nsec{0};
@@ -87,28 +98,38 @@ void* run(void*) {
   is_helper = true;
   pthread_setname_np(pthread_self(), "icepath");
   bool unparked = false;
+  unsigned quiet = 0;
+  uint32_t seen = 0;
   epoll_event e[64];
   for (;;) {
     nsec next = ~nsec{0};
-    const bool busy = attend(&next);
+    bool silent = false;
+    const uint32_t timers = expected.load(std::memory_order_seq_cst), back = returns.load(std::memory_order_seq_cst);
+    const bool busy = attend(&next, &silent);
     // All attended: not before somebody who slept on a stack has returned, or polls one that we attend, is there anything to do; he may stay away
-    // (helper_unpark). One who has just returned is given the silence, so that many returns cost one write.
-    if (!busy && !unparked) {
-      awake_at.store(~nsec{0}, std::memory_order_relaxed);
-      parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark, helper_expect
+    // (helper_unpark). One who has just returned is given the silence. In a process whose threads sleep and return all the time we do not park, which
+    // saves them the waking of us, and look less often as long as no stack was left alone: each look takes a processor from somebody.
+    const bool active = back != seen;
+    seen = back;
+    quiet = silent || unparked ? 0 : quiet < most_quiet ? quiet + 1 : quiet;
+    if (!busy && !unparked && !active) {
+      quiet = 0;
+      parked.store(true, std::memory_order_seq_cst);  // partner: helper_unpark
       next = ~nsec{0};
-      if (attend(&next)) parked.store(false);
+      if (attend(&next, &silent)) parked.store(false);
     }
     unparked = false;
     const nsec now = clock_now();
-    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>(helper_silence / msec_ns);
+    int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>((helper_silence << quiet) / msec_ns);
     if (next != ~nsec{0}) {
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
       if (timeout < 0 || ms < timeout) timeout = ms;
     }
-    if (timeout > 0) awake_at.store(now + static_cast<nsec>(timeout) * msec_ns, std::memory_order_relaxed);
+    awake_at.store(timeout < 0 ? ~nsec{0} : now + static_cast<nsec>(timeout) * msec_ns, std::memory_order_seq_cst);
+    if (expected.load(std::memory_order_seq_cst) != timers) timeout = 0;   // partner: helper_expect, which we may have overlooked
     const int k = real::epoll_wait(ep, e, 64, timeout);
     parked.store(false, std::memory_order_relaxed);
+    awake_at.store(0, std::memory_order_relaxed);
     for (int i = 0; i < k; ++i) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;
@@ -146,6 +167,11 @@ int internal(int fd) {
   fd = process_move_high(fd);
   process_fd_add_internal(fd);
   return fd;
+}
+
+void wake_helper() {
+  const uint64_t one = 1;
+  raw_syscall(SYS_write, ev, &one, sizeof one);
 }
 
 }  // namespace
@@ -204,15 +230,15 @@ void helper_forget() {
 }
 
 void helper_unpark() {
+  returns.fetch_add(1, std::memory_order_seq_cst);
   if (!parked.load(std::memory_order_seq_cst)) return;
-  if (!parked.exchange(false)) return;
-  const uint64_t one = 1;
-  if (::write(ev, &one, sizeof one) < 0) {}
+  if (parked.exchange(false)) wake_helper();
 }
 
 void helper_expect(nsec next) {
-  // Not parked: he looks at every stack before he parks. Parked, with awake_at not yet set or passed: once more than needed.
-  if (next != ~nsec{0} && parked.load(std::memory_order_seq_cst) && awake_at.load(std::memory_order_relaxed) > next) helper_unpark();
+  if (next == ~nsec{0}) return;
+  expected.fetch_add(1, std::memory_order_seq_cst);
+  if (awake_at.load(std::memory_order_seq_cst) > next) wake_helper();
 }
 
 bool helper_watch_stack(stack* s) {

@@ -17,7 +17,8 @@ constexpr nsec helper_silence = 2 * msec_ns;
 bool helper_start();                       // idempotent
 void helper_forget();                      // in a fork child
 void helper_unpark();                      // an application thread has woken: somebody may stop attending
-// Stack s is armed in the helper's name, its next timer is due at `next` (~0: none): the helper will be awake then.
+// A timer that nobody else may look at is due at `next` (~0: none): of a stack that is armed in the helper's name, or of a lane that is going home while its
+// thread may stay away. The helper will be awake then.
 void helper_expect(nsec next);
 // s's wake fd is in the helper's set; inside s. It stays there until a byte comes that is not for the helper.
 bool helper_watch_stack(stack* s);

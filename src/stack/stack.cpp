@@ -269,11 +269,16 @@ void stack_abandon(uint64_t mask) {
   helper_unpark();
 }
 
-void stack_disarm(stack* s) {
+void stack_disarm(stack* s, bool woke) {
   if (!stack_enter(s)) return;
+  // Still armed and not kicked: nobody has written. (He may be about to: that byte ends the next sleep at once.)
+  const bool written = woke || !local_port_armed(s->port) || s->armed_until == 0;
   s->armed.store(false, std::memory_order_relaxed);
   s->net.dev->disarm();
-  if (local_port_drain_wake(s->port) && s->helper_watches) helper_unwatch_stack(s);   // peers wake this thread: not the helper beside it
+  if (written) {
+    s->calm = 0;
+    if (local_port_drain_wake(s->port) && s->helper_watches) helper_unwatch_stack(s);   // peers wake this thread: not the helper beside it
+  }
   stack_leave(s);
 }
 
@@ -285,7 +290,7 @@ bool stack_rest(stack* s) {
   bool ok = undisturbed() && !s->helper_armed.load(std::memory_order_relaxed);
   if (ok) {
     stack_poll_inside(s);
-    ok = undisturbed() && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && helper_watch_stack(s);
+    ok = undisturbed() && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && ++s->calm > 2 && helper_watch_stack(s);
   }
   if (ok) {
     if (s->net.timers.armed()) next = s->net.timers.next_expiry();

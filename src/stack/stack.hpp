@@ -38,11 +38,13 @@ struct stack {
   std::atomic<bool> armed{false};                     // somebody sleeps on the wake fd and the port knows. Written inside
   std::atomic<bool> helper_armed{false};              // that somebody is the helper thread. Written inside, together with `armed`
   bool helper_watches = false;                        // the wake fd is in the helper's epoll set. Inside
+  std::atomic<nsec> expect_at{~nsec{0}};              // the helper looks then, whoever attends: a lane is going home
   std::atomic<uint32_t> sockets{0};                   // sockets published or promoted here
   std::atomic<bool> in_use{false};                    // owned by a live thread
   nsec timers_due = 0;                                // timers are looked at from then on
   nsec armed_until = ~nsec{0};                        // armed: the sleeper returns then at the latest. Inside
   uint32_t busy_rounds = 0;
+  uint32_t calm = 0;                                  // sleeps in a row that no peer ended. Inside
   tsc_clock clock;                                    // inside only
   list_head lane_work;                                // lanes that something happened to (src/sock/lane.cpp), run at the end of a poll
   void (*lane_work_fn)(stack*) = nullptr;
@@ -66,7 +68,7 @@ bool stack_poll(stack* s);
 // Before sleeping. False: there is work, poll again. *next: when a timer is due, ~0 none; the sleeper runs it (stack_poll). When somebody arms
 // an earlier one meanwhile, his leave makes the sleeper return.
 bool stack_arm(stack* s, nsec* next, bool by_helper = false);
-void stack_disarm(stack* s);
+void stack_disarm(stack* s, bool woke = false);   // woke: its wake fd is readable
 // After a sleep that nobody on the stack ended: runs the timers, and leaves the stack armed, in the helper thread's name. False: something came, or the
 // helper cannot watch; disarm as usual.
 bool stack_rest(stack* s);

@@ -125,7 +125,8 @@ int wait_until(const wait_plan& p) {
     } while (clock_now() - t0 < fake::spin);
     ++fake::sleeps;
     const nsec now = clock_now();
-    const int r = p.sleep(p.ctx, &w->event_fd, 1, p.deadline == ~nsec{0} ? ~nsec{0} : p.deadline > now ? p.deadline - now : 0, p.mask);
+    pollfd wake{w->event_fd, POLLIN, 0};
+    const int r = p.sleep(p.ctx, &wake, 1, p.deadline == ~nsec{0} ? ~nsec{0} : p.deadline > now ? p.deadline - now : 0, p.mask);
     if (const int c = p.check(p.ctx); c > 0) return c;
     if (r < 0) return r;
   }
