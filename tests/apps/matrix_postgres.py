@@ -99,7 +99,7 @@ def test_pgbench(arm):
         b, n, (fast, moved) = pgbench(c, *map(str, options))
         done += n
         if arm == "fast":
-            lib.share(arm, f"pgbench {' '.join(map(str, options))}", fast, moved)
+            lib.share(arm, f"pgbench {' '.join(map(str, options))}", fast, moved, 0.95)
     sums = c.sql("select (select sum(abalance) from pgbench_accounts), (select sum(tbalance) from pgbench_tellers),"
                  " (select sum(bbalance) from pgbench_branches), (select sum(delta) from pgbench_history), (select count(*) from pgbench_history)")
     a, t, b, h, count = map(int, sums.split("|"))

@@ -334,7 +334,7 @@ def write(name, text):
     return path
 
 
-def pair(arm, what, server, client, sig=signal.SIGTERM, least=0.9, after=None):
+def pair(arm, what, server, client, sig=signal.SIGTERM, least=0.95, after=None):
     """server(port) and client(port) are command lines; the client prints the bytes it has moved."""
     srv_arm, cli_arm = lib.ends(arm)
     port = lib.free_port()
@@ -372,7 +372,7 @@ def test_multiprocessing(arm):
 
 
 def test_multiprocessing_with_processes(arm):
-    pair(arm, "python multiprocessing, a process for each connection", role("forking"), role("objects", 4, 150), signal.SIGINT, 0)
+    pair(arm, "python multiprocessing, a process for each connection", role("forking"), role("objects", 4, 150), signal.SIGINT)
 
 
 def test_node_http(arm):
@@ -386,7 +386,7 @@ def test_node_http(arm):
 def cluster(arm, policy):
     lib.require("node")
     js = write("m.js", NODE)
-    got = pair(arm, f"node cluster, {policy}", lambda p: ["node", js, "cluster", p, policy], lambda p: ["node", js, "client", p, 8, 150], least=0,
+    got = pair(arm, f"node cluster, {policy}", lambda p: ["node", js, "cluster", p, policy], lambda p: ["node", js, "client", p, 8, 150],
                after=lambda srv: lib.until("there are two workers", lambda: len(children(srv.pid)) == 2) and lib.time.sleep(0.5))
     print(f"# {got['pids']} workers answered", flush=True)
     check(policy == "none" or got["pids"] == 2, f"one worker has answered all: {got}")
