@@ -8,6 +8,7 @@
 #include <fcntl.h>
 #include <sched.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <unistd.h>
 #include <cstdarg>
 #include <cstdlib>
@@ -20,6 +21,13 @@ extern "C" [[gnu::visibility("hidden"), gnu::used]] void icepath_before_vfork() 
   if (!active() || icepath_in_vfork) return;
   const kept_errno e;
   sock_before_exec();
+  e.restore();
+}
+
+void icepath::before_sandbox() {
+  if (!active() || icepath_in_vfork) return;
+  const kept_errno e;
+  sock_before_sandbox();
   e.restore();
 }
 
@@ -164,6 +172,17 @@ ICEPATH_EXPORT int posix_spawnp(pid_t* pid, const char* file, const posix_spawn_
   before_exec();
   return next::posix_spawnp(pid, file, fa, at, argv, env);
 }
+// A sandbox begins: from here on only the system calls that the program foresaw may be made, which are not ours.
+ICEPATH_EXPORT int prctl(int option, ...) noexcept {
+  va_list ap;
+  va_start(ap, option);
+  unsigned long a[4];
+  for (auto& v : a) v = va_arg(ap, unsigned long);
+  va_end(ap);
+  if (option == PR_SET_SECCOMP) before_sandbox();
+  return next::prctl(option, a[0], a[1], a[2], a[3]);
+}
+
 // The spawned program gets this descriptor without its close-on-exec mark: it must be a kernel socket by then.
 ICEPATH_EXPORT int posix_spawn_file_actions_adddup2(posix_spawn_file_actions_t* fa, int fd, int newfd) noexcept {
   demote_for(fd, "given to a new program");

@@ -43,6 +43,7 @@ class kept_errno {
   int saved_ = errno;
 };
 
+void before_sandbox();      // a seccomp filter is about to be set
 void process_ends();                // exit paths: unsent data leaves, the statistics line is printed; once
 int demote_for(int fd, const char* reason);  // fd is about to be used in a way that has no native form: 0, or -EAGAIN. Not ours: 0
 void unwatch(int fd, const char* reason);    // from now on the kernel's alone: libc will use and close fd behind our back

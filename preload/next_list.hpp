@@ -64,6 +64,7 @@ ICEPATH_NEXT(__vdprintf_chk, no_nr, int(int, int, const char*, va_list));
 
 // processes
 ICEPATH_NEXT(_Fork, SYS_fork, pid_t());
+ICEPATH_NEXT(prctl, SYS_prctl, int(int, unsigned long, unsigned long, unsigned long, unsigned long));
 ICEPATH_NEXT(clone, no_nr, int(int (*)(void*), void*, int, void*, void*, void*, void*));
 ICEPATH_NEXT(execve, SYS_execve, int(const char*, char* const*, char* const*));
 ICEPATH_NEXT(execvp, no_nr, int(const char*, char* const*));

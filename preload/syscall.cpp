@@ -5,7 +5,9 @@
 // clone and vfork by number return into this frame in parent and child; only those without CLONE_VM can be followed.
 #include <fcntl.h>
 #include <linux/sched.h>
+#include <linux/seccomp.h>
 #include <sys/ioctl.h>
+#include <sys/prctl.h>
 #include <sys/sendfile.h>
 #include <unistd.h>
 #include <cstdarg>
@@ -91,6 +93,8 @@ bool concerns_us(long nr, long a, long b, long c) {
 #ifdef SYS_dup2
     case SYS_dup2: return true;
 #endif
+    case SYS_seccomp: return a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER;
+    case SYS_prctl: return a == PR_SET_SECCOMP;
     case SYS_sendfile: return fd_lookup(static_cast<int>(a)) || fd_lookup(static_cast<int>(b));
     case SYS_splice: return fd_lookup(static_cast<int>(a)) || fd_lookup(static_cast<int>(c));
     default: return fd_lookup(static_cast<int>(a)) != nullptr;
@@ -107,6 +111,10 @@ ICEPATH_EXPORT long syscall(long nr, ...) noexcept {
   va_end(ap);
   const int fd = static_cast<int>(a);
   if (ICEPATH_LIKELY(!concerns_us(nr, a, b, c))) return next::syscall(nr, a, b, c, d, e, f);
+  if (nr == SYS_seccomp || nr == SYS_prctl) {
+    before_sandbox();
+    return next::syscall(nr, a, b, c, d, e, f);
+  }
   switch (nr) {
     case SYS_socket: return ::socket(fd, static_cast<int>(b), static_cast<int>(c));
     case SYS_listen: return listen(fd, static_cast<int>(b));

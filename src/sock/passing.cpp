@@ -62,7 +62,7 @@ void begin(socket* s, int fd) {
 }  // namespace
 
 void sock_on_accept_unseen(int fd) {
-  if (static_cast<unsigned>(fd) >= fdtable_limit || !is_tcp(fd)) return;
+  if (static_cast<unsigned>(fd) >= fdtable_limit || sandboxed() || !is_tcp(fd)) return;
   socket* const s = describe(fd);
   if (!s) return;
   begin(s, fd);
@@ -87,7 +87,7 @@ void sock_pass_failed(int fd) {
 }
 
 void sock_on_received(int fd, bool peeked) {
-  if (static_cast<unsigned>(fd) >= fdtable_limit || fd_lookup(fd) || !is_tcp(fd)) return;
+  if (static_cast<unsigned>(fd) >= fdtable_limit || sandboxed() || fd_lookup(fd) || !is_tcp(fd)) return;
   if (peeked) { holders_spoil(fd); return; }   // the same descriptor comes again
   if (!connected(fd)) return;
   socket* const s = describe(fd);

@@ -11,6 +11,7 @@ ssize_t sock_empty_send(socket* s, int fd, int flags);
 ssize_t sock_empty_recv(socket* s, int fd, int flags);
 void sock_refresh_timeouts(socket* s, int fd);
 bool promotion_paused();                          // a fork is under way
+bool sandboxed();                                 // since sock_before_sandbox
 bool promotion_off();                             // `icepath off`
 inline constexpr const char* off_reason = "off by the operator";
 

@@ -15,6 +15,7 @@
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
+#include "sock/proc.hpp"
 #include "sock/rows.hpp"
 #include "sock/wait.hpp"
 #include "stack/process.hpp"
@@ -23,7 +24,7 @@ namespace icepath {
 namespace {
 
 socket* watch(int fd, int domain, bool nonblock) {
-  if (static_cast<unsigned>(fd) >= fdtable_limit) return nullptr;
+  if (static_cast<unsigned>(fd) >= fdtable_limit || sandboxed()) return nullptr;
   process_start();
   socket* s = socket_alloc();
   if (!s) return nullptr;

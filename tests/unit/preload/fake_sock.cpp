@@ -142,5 +142,6 @@ void sock_fork_parent() {}
 void sock_fork_child() { ++n_fork_child; }
 void sock_exit() { ++n_exit; }
 void sock_before_exec(bool) { ++n_exec; }
+void sock_before_sandbox() {}
 
 }  // namespace icepath
