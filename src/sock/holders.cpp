@@ -356,6 +356,7 @@ bool holders_alone(socket* s) {
   s->share_look = now + look_pause;
   const entry_guard g(e);
   if (!g) return false;
+  if (entry_of(s) != e) return s->share.load(std::memory_order_acquire) == 0;   // another thread has seen to it
   const bool some = others(e, s->share_place);
   if (e->spoilt) {
     s->reason = "another process had it too";

@@ -166,7 +166,7 @@ void epoll_destroy(file* f);
 // ---- process
 void sock_fork_prepare(); void sock_fork_parent(); void sock_fork_child();
 void sock_exit();                                            // unsent data still arrives
-void sock_before_sandbox();                                  // seccomp: everything home, nothing new; no system call of ours from then on
+void sock_before_sandbox();                                  // seccomp: everything home, nothing new, so that only the program's own calls are left
 void sock_before_exec(bool replaces = false);                // replaces: by this process itself, not by a vfork child
 
 }  // namespace icepath
