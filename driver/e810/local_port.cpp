@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <new>
 
+#include "base/fd.hpp"
 #include "base/raw_syscall.hpp"
 #include "driver/e810/port.hpp"
 
@@ -16,8 +17,6 @@ void (*local_port_queue_init)(net&, net_device&, uint16_t) = nullptr;
 void (*local_port_queue_fini)(net&, net_device&, uint16_t) = nullptr;
 
 namespace {
-
-constexpr uint32_t low_fd = 256;   // programs expect the low numbers for themselves
 
 int open_fifo(const region& r, uint32_t slot, uint16_t stack_no, bool create) {
   char name[48];
@@ -35,10 +34,7 @@ int open_fifo(const region& r, uint32_t slot, uint16_t stack_no, bool create) {
     (void)raw_syscall(SYS_close, fd);
     return -EINVAL;
   }
-  const long high = raw_syscall(SYS_fcntl, fd, F_DUPFD_CLOEXEC, low_fd);
-  if (high < 0) return static_cast<int>(fd);
-  (void)raw_syscall(SYS_close, fd);
-  return static_cast<int>(high);
+  return fd_move_high(static_cast<int>(fd));
 }
 
 }  // namespace

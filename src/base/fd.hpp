@@ -8,7 +8,8 @@
 namespace icepath {
 
 // Moves fd up, out of the low numbers that programs count, compare and hand to select(); close-on-exec. Takes fd over and
-// returns the new number, or fd itself when there is no room above.
+// returns the new number, or fd itself when there is no room above. Not higher than that: the kernel copies its table of descriptors up to the
+// highest one at every fork.
 inline int fd_move_high(int fd) {
   if (fd < 0) return fd;
   rlimit l;

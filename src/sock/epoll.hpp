@@ -51,21 +51,19 @@ class self_lock {
 // No handler of the program runs for the life of the object: sections that hold socket::wait_lock.
 using no_signals = closed_gate;
 
-// Type-stable objects: made in chunks that are never unmapped, kept on a lock-free free list (index and tag in one word against ABA).
-// Any thread and any signal handler. get() returns nullptr when memory or chunks are used up.
+// Type-stable objects: made in chunks that are never unmapped, kept on a lock-free free list (index and tag in one word against ABA). One at a time,
+// so that a fork child that needs two touches no more. Any thread and any signal handler. get() returns nullptr when memory or chunks are used up.
 template <class T, uint32_t PerChunk, uint32_t MaxChunks>
 class stable_pool {
  public:
   T* get() {
-    for (;;) {
-      uint64_t h = head_.load(std::memory_order_acquire);
-      while (static_cast<uint32_t>(h)) {
-        T* const t = at(static_cast<uint32_t>(h) - 1);
-        const uint64_t next = ((h >> 32) + 1) << 32 | t->pool_next.load(std::memory_order_relaxed);
-        if (head_.compare_exchange_weak(h, next, std::memory_order_acq_rel, std::memory_order_acquire)) return t;
-      }
-      if (!grow()) return nullptr;
+    uint64_t h = head_.load(std::memory_order_acquire);
+    while (static_cast<uint32_t>(h)) {
+      T* const t = at(static_cast<uint32_t>(h) - 1);
+      const uint64_t next = ((h >> 32) + 1) << 32 | t->pool_next.load(std::memory_order_relaxed);
+      if (head_.compare_exchange_weak(h, next, std::memory_order_acq_rel, std::memory_order_acquire)) return t;
     }
+    return fresh();
   }
   void put(T* t) {
     uint64_t h = head_.load(std::memory_order_relaxed), n;
@@ -82,24 +80,30 @@ class stable_pool {
   }
   template <class F>
   void each(F f) {
-    for (auto& c : chunks_)
-      if (T* const p = c.load(std::memory_order_acquire)) for (uint32_t i = 0; i < PerChunk; ++i) f(p + i);
+    const uint32_t n = made_.load(std::memory_order_acquire);
+    for (uint32_t i = 0; i < n; ++i)
+      if (T* const t = at(i)) f(t);
   }
 
  private:
-  bool grow() {
-    const uint32_t c = used_.fetch_add(1, std::memory_order_relaxed);
-    if (c >= MaxChunks) { used_.fetch_sub(1, std::memory_order_relaxed); return false; }
-    void* const m = mmap(nullptr, sizeof(T) * PerChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m == MAP_FAILED) { used_.fetch_sub(1, std::memory_order_relaxed); return false; }
-    T* const p = static_cast<T*>(m);
-    for (uint32_t i = 0; i < PerChunk; ++i) { new (p + i) T; p[i].pool_index = c * PerChunk + i; }
-    chunks_[c].store(p, std::memory_order_release);
-    for (uint32_t i = PerChunk; i-- > 0;) put(p + i);
-    return true;
+  T* fresh() {
+    uint32_t i = made_.load(std::memory_order_relaxed);
+    do if (i >= PerChunk * MaxChunks) return nullptr;
+    while (!made_.compare_exchange_weak(i, i + 1, std::memory_order_acq_rel, std::memory_order_relaxed));
+    std::atomic<T*>& c = chunks_[i / PerChunk];
+    T* p = c.load(std::memory_order_acquire);
+    if (!p) {
+      void* const m = mmap(nullptr, sizeof(T) * PerChunk, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (m == MAP_FAILED) return nullptr;         // this index is lost, no more
+      if (c.compare_exchange_strong(p, static_cast<T*>(m), std::memory_order_acq_rel)) p = static_cast<T*>(m);
+      else munmap(m, sizeof(T) * PerChunk);        // another thread's is there
+    }
+    T* const t = new (p + i % PerChunk) T;
+    t->pool_index = i;
+    return t;
   }
   std::atomic<uint64_t> head_{0};
-  std::atomic<uint32_t> used_{0};
+  std::atomic<uint32_t> made_{0};                 // indices given out so far
   std::atomic<T*> chunks_[MaxChunks] = {};
 };
 

@@ -135,17 +135,16 @@ const tcp_ops lane_tcp_ops = {on_data, on_space, on_state, on_option};
 
 lane* lane_alloc(socket* s, stack* st, int fd) {
   take();
-  if (free_lanes.empty() && made < chunk * chunks) {
-    void* m = ::mmap(nullptr, chunk * sizeof(lane), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m != MAP_FAILED) {
-      auto* a = static_cast<lane*>(m);
-      for (uint32_t i = 0; i < chunk; ++i) {
-        new (&a[i]) lane;
-        a[i].no = made + i;
-        free_lanes.push_back(a[i].member);
-      }
-      pool[made / chunk].store(a, std::memory_order_release);
-      made += chunk;
+  if (free_lanes.empty() && made < chunk * chunks) {   // one at a time: a page that is not needed is not touched
+    lane* a = pool[made / chunk].load(std::memory_order_relaxed);
+    if (!a) {
+      void* m = ::mmap(nullptr, chunk * sizeof(lane), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      if (m != MAP_FAILED) pool[made / chunk].store(a = static_cast<lane*>(m), std::memory_order_release);
+    }
+    if (a) {
+      auto* fresh = new (&a[made % chunk]) lane;
+      fresh->no = made++;
+      free_lanes.push_back(fresh->member);
     }
   }
   lane* l = nullptr;
@@ -196,7 +195,7 @@ lane* lane_by_key(uint64_t key) {
 }
 
 void lanes_forget() {
-  for (auto& c : pool) c.store(nullptr, std::memory_order_relaxed);   // the parent's; what they point to is not ours to end
+  for (uint32_t c = 0; c * chunk < made; ++c) pool[c].store(nullptr, std::memory_order_relaxed);   // the parent's; what they point to is not ours to end
   made = 0;
   new (&free_lanes) list_head;
   lock.store(0, std::memory_order_relaxed);

@@ -37,16 +37,15 @@ bool fdtable_start() {
 
 socket* socket_alloc() {
   take();
-  if (free_socks.empty() && made < chunk * chunks) {
-    void* m = ::mmap(nullptr, chunk * sizeof(socket), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (m != MAP_FAILED) {
-      auto* a = static_cast<socket*>(m);
-      for (uint32_t i = 0; i < chunk; ++i) {
-        new (&a[i]) socket;
-        free_socks.push_back(a[i].member);
-      }
-      pool[made / chunk] = a;
-      made += chunk;
+  if (free_socks.empty() && made < chunk * chunks) {   // one at a time: a page that is not needed is not touched
+    if (made % chunk == 0) {
+      void* m = ::mmap(nullptr, chunk * sizeof(socket), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+      pool[made / chunk] = m == MAP_FAILED ? nullptr : static_cast<socket*>(m);
+    }
+    if (pool[made / chunk]) {
+      auto* fresh = new (&pool[made / chunk][made % chunk]) socket;
+      free_socks.push_back(fresh->member);
+      ++made;
     }
   }
   socket* s = nullptr;

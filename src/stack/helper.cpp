@@ -30,6 +30,7 @@ pthread_t thread;
 thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
 helper_handlers on{};
 struct peer_process { std::atomic<uint64_t> cookie{0}; std::atomic<int> pidfd{-1}; };
+std::atomic<uint32_t> peers_top{0};  // slots from there on were never used
 peer_process peers[max_processes];   // by slot; set by whoever meets the peer first, cleared here
 std::atomic<nsec> awake_at{0};          // the helper is awake then at the latest
 std::atomic<uint32_t> returns{0};       // threads that came back from a sleep
@@ -219,7 +220,8 @@ void helper_forget() {
   started.store(0);
   parked.store(false);
   // The descriptors are the parent's open files: our copies go, the parent keeps its own.
-  for (auto& p : peers) {
+  for (uint32_t i = 0; i < peers_top.load(); ++i) {   // a page that was not used is not touched
+    peer_process& p = peers[i];
     p.cookie.store(0, std::memory_order_relaxed);
     if (const int fd = p.pidfd.exchange(-1); fd >= 0) real::close(fd);
   }
@@ -269,6 +271,7 @@ void helper_unwatch(int fd) {
 
 void helper_watch_peer(uint32_t slot, uint64_t cookie, int pid) {
   if (slot >= max_processes || peers[slot].cookie.load(std::memory_order_acquire) == cookie) return;
+  for (uint32_t top = peers_top.load(); top <= slot && !peers_top.compare_exchange_weak(top, slot + 1);) {}
   if (peers[slot].cookie.exchange(cookie, std::memory_order_acq_rel) == cookie) return;
   const no_cancel whole;
   drop(peers[slot]);   // of one that had the slot before

@@ -3,9 +3,9 @@
 
 #include <fcntl.h>
 #include <sched.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
+#include "base/fd.hpp"
 #include "base/log.hpp"
 #include "base/no_cancel.hpp"
 #include "base/libc.hpp"
@@ -100,13 +100,7 @@ void process_fd_del_internal(int fd) {
 
 int process_move_high(int fd) {
   const no_cancel whole;
-  rlimit rl{};
-  getrlimit(RLIMIT_NOFILE, &rl);
-  const long top = rl.rlim_cur > 65536 ? 65536 : static_cast<long>(rl.rlim_cur);
-  const int hi = real::fcntl(fd, F_DUPFD_CLOEXEC, top * 9 / 10);
-  if (hi < 0) return fd;
-  real::close(fd);
-  return hi;
+  return fd_move_high(fd);
 }
 
 mib& process_mib(stack* s) { return process_region()->hdr->stats[s ? s->no : max_stacks - 1]; }
