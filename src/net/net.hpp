@@ -17,7 +17,8 @@ struct net {
   nsec now = 0;               // set by the caller before every entry; protocol code never reads a clock
   skb_pool skbs;
   timer_wheel timers;
-  net_device* dev = nullptr;
+  net_device* dev = nullptr;  // the `local` port; it is there from the beginning
+  net_device* wire = nullptr; // a port to the outside (xdp, dpdk), or null
   tcp_table* tcp = nullptr;
   neigh_table* neigh = nullptr;
   mib* stats = nullptr;       // counters, in shared memory so that `icepath stat` reads them

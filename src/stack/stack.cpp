@@ -1,8 +1,10 @@
 // Per-thread stacks: making, owner word, backlog, one poll round, arm and sleep. See stack.hpp.
 #include "stack/stack.hpp"
 
+#include <errno.h>
 #include <linux/futex.h>
 #include <pthread.h>
+#include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -10,6 +12,8 @@
 #include <new>
 
 #include "base/clock.hpp"
+#include "base/libc.hpp"
+#include "base/no_cancel.hpp"
 #include "base/sig_gate.hpp"
 #include "base/siphash.hpp"
 #include "e810/local_port.hpp"
@@ -89,6 +93,31 @@ void run_backlog(stack* s) {
     fifo->fn(s, fifo);
     fifo = nx;
   }
+}
+
+// The devices of a stack, one or two.
+template <class F>
+inline void each_dev(net& n, F f) {
+  f(*n.dev);
+  if (ICEPATH_UNLIKELY(n.wire != nullptr)) f(*n.wire);
+}
+bool queues_scheduled(const net& n) { return netif_queues_scheduled(*n.dev) || (n.wire && netif_queues_scheduled(*n.wire)); }
+void disarm(net& n) { each_dev(n, [](net_device& d) { d.disarm(); }); }
+
+// Up to 4 bursts from one device. True when something came.
+bool receive(net& n, net_device& dev) {
+  sk_buff* v[32];
+  bool did = false;
+  for (unsigned round = 0; round < 4; ++round) {
+    const int k = dev.rx_burst(v, 32);
+    for (int i = 0; i < k; ++i) {
+      if (i + 1 < k) __builtin_prefetch(v[i + 1]->data);
+      netif_receive_skb(n, v[i]);
+    }
+    if (k > 0) did = true;
+    if (k < 32) break;
+  }
+  return did;
 }
 
 // Somebody sleeps on s, and we have armed a timer that is due before he returns.
@@ -195,7 +224,7 @@ void stack_take_over(stack* s) {
   if (stack_is_helper_thread() || !s->helper_armed.load(std::memory_order_relaxed)) return;
   s->helper_armed.store(false, std::memory_order_relaxed);
   s->armed.store(false, std::memory_order_relaxed);
-  s->net.dev->disarm();
+  disarm(s->net);
   helper_unpark();
 }
 
@@ -203,35 +232,31 @@ bool stack_poll_inside(stack* s) {
   net& n = s->net;
   n.now = s->clock.now();
   s->last_poll.store(n.now, std::memory_order_relaxed);
-  bool did = false;
-  sk_buff* v[32];
-  for (unsigned round = 0; round < 4; ++round) {
-    const int k = n.dev->rx_burst(v, 32);
-    for (int i = 0; i < k; ++i) {
-      if (i + 1 < k) __builtin_prefetch(v[i + 1]->data);
-      netif_receive_skb(n, v[i]);
-    }
-    if (k > 0) did = true;
-    if (k < 32) break;
-  }
+  bool did = receive(n, *n.dev);
+  if (ICEPATH_UNLIKELY(n.wire != nullptr) && receive(n, *n.wire)) did = true;
   if (did && ICEPATH_UNLIKELY(s->helper_armed.load(std::memory_order_relaxed))) stack_take_over(s);
-  if (n.dev->clean_tx(64) > 0) { did = true; tcp_tsq_run(n); }
+  int cleaned = n.dev->clean_tx(64);
+  if (ICEPATH_UNLIKELY(n.wire != nullptr)) cleaned += n.wire->clean_tx(64);
+  if (cleaned > 0) { did = true; tcp_tsq_run(n); }
   if (!did || (++s->busy_rounds & 7) == 0) {
     if (n.now >= s->timers_due) {
       if (n.timers.armed() && n.timers.run(n.now) > 0) did = true;
       s->timers_due = n.now + 32 * usec_ns;   // half a tick of the wheel
     }
   }
-  if (netif_queues_scheduled(*n.dev)) netif_run_queues(*n.dev);
+  each_dev(n, [](net_device& d) { if (netif_queues_scheduled(d)) netif_run_queues(d); });
   if (!s->lane_work.empty()) { s->lane_work_fn(s); did = true; }
   return did;
 }
 
 bool stack_receive_inside(stack* s) {
+  net& n = s->net;
   sk_buff* v[32];
-  const int k = s->net.dev->rx_burst(v, 32);
-  for (int i = 0; i < k; ++i) netif_receive_skb(s->net, v[i]);
-  return k > 0;
+  const int k = n.dev->rx_burst(v, 32);
+  for (int i = 0; i < k; ++i) netif_receive_skb(n, v[i]);
+  const int w = ICEPATH_UNLIKELY(n.wire != nullptr) ? n.wire->rx_burst(v, 32) : 0;
+  for (int i = 0; i < w; ++i) netif_receive_skb(n, v[i]);
+  return k > 0 || w > 0;
 }
 
 bool stack_poll(stack* s) {
@@ -244,12 +269,13 @@ bool stack_poll(stack* s) {
 bool stack_arm(stack* s, nsec* next, bool by_helper) {
   *next = ~nsec{0};
   if (!stack_enter(s)) return false;
-  const bool ok = (!by_helper || helper_watch_stack(s)) && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && s->net.dev->arm();
+  const bool ok = (!by_helper || helper_watch_stack(s)) && s->lane_work.empty() && !queues_scheduled(s->net) && s->net.dev->arm() &&
+                  (!s->net.wire || s->net.wire->arm());
   if (s->net.timers.armed()) *next = s->net.timers.next_expiry();
   if (!ok) {
     s->helper_armed.store(false, std::memory_order_relaxed);
     s->armed.store(false, std::memory_order_relaxed);
-    s->net.dev->disarm();
+    disarm(s->net);
   } else {
     // Several may sleep on s: the one who returns first may be the last who runs the timers.
     s->armed_until = *next;
@@ -274,7 +300,7 @@ void stack_disarm(stack* s, bool woke) {
   // Still armed and not kicked: nobody has written. (He may be about to: that byte ends the next sleep at once.)
   const bool written = woke || !local_port_armed(s->port) || s->armed_until == 0;
   s->armed.store(false, std::memory_order_relaxed);
-  s->net.dev->disarm();
+  disarm(s->net);
   if (written) {
     s->calm = 0;
     if (local_port_drain_wake(s->port) && s->helper_watches) helper_unwatch_stack(s);   // peers wake this thread: not the helper beside it
@@ -290,7 +316,7 @@ bool stack_rest(stack* s) {
   bool ok = undisturbed() && !s->helper_armed.load(std::memory_order_relaxed);
   if (ok) {
     stack_poll_inside(s);
-    ok = undisturbed() && s->lane_work.empty() && !netif_queues_scheduled(*s->net.dev) && ++s->calm > 2 && helper_watch_stack(s);
+    ok = undisturbed() && s->lane_work.empty() && !queues_scheduled(s->net) && ++s->calm > 2 && helper_watch_stack(s);
   }
   if (ok) {
     if (s->net.timers.armed()) next = s->net.timers.next_expiry();
@@ -307,7 +333,7 @@ bool stack_woke_helper(stack* s) {
   const bool ours = s->helper_armed.load(std::memory_order_relaxed);
   if (ours) {
     s->armed.store(false, std::memory_order_relaxed);
-    s->net.dev->disarm();
+    disarm(s->net);
   } else {
     helper_unwatch_stack(s);
   }
@@ -316,7 +342,29 @@ bool stack_woke_helper(stack* s) {
   return ours;
 }
 
-int stack_wake_fd(const stack* s) { return local_port_wake_fd(s->port); }
+int stack_wake_fd(const stack* s) { return s->sleep_fd >= 0 ? s->sleep_fd : local_port_wake_fd(s->port); }
+
+int stack_add_wire(stack* s, net_device* dev, int wake_fd) {
+  if (s->net.wire) return -EBUSY;
+  const no_cancel whole;
+  const int ep = process_move_high(real::epoll_create1(EPOLL_CLOEXEC));
+  if (ep < 0) return -errno;
+  for (const int fd : {local_port_wake_fd(s->port), wake_fd}) {
+    epoll_event e{};
+    e.events = EPOLLIN;
+    if (real::epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e) == 0) continue;
+    const int err = errno;
+    real::close(ep);
+    return -err;
+  }
+  process_fd_add_internal(ep);
+  if (s->helper_watches) helper_unwatch_stack(s);   // by the descriptor that it knows
+  for (uint16_t q = 0; q < dev->num_tx_queues; ++q) dev_attach_qdisc(*dev, q);
+  s->sleep_fd = ep;
+  s->net.wire = dev;
+  stack_kick(s);   // who sleeps has not looked at the new port
+  return 0;
+}
 void stack_kick(stack* s) { local_port_wake_self(s->port); }
 
 stack_id stack_self(const stack* s) {

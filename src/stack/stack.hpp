@@ -31,6 +31,7 @@ struct stack {
   struct net net;
   uint16_t no = 0;
   local_port* port = nullptr;
+  int sleep_fd = -1;                                  // with a wire port: an epoll descriptor over all that wakes a sleeper. Set inside, once
   alignas(64) std::atomic<uint32_t> owner{0};         // 0, or the tid of the thread inside; bit 31: somebody sleeps on it
   std::atomic<uint32_t> want{0};                      // contenders: a spinning owner must let go
   std::atomic<backlog_item*> backlog{nullptr};        // MPSC: pushed by anybody, run at leave
@@ -50,6 +51,8 @@ struct stack {
   void (*lane_work_fn)(stack*) = nullptr;
 };
 
+// A port to the outside for this stack; wake_fd is readable while packets wait. Inside; once. 0 or -errno.
+int stack_add_wire(stack* s, net_device* dev, int wake_fd);
 stack* stack_of_thread();                 // the calling thread's stack, made on first use; nullptr: none to be had
 stack* stack_mine();                      // the calling thread's, or nullptr when it has none yet; one load
 uint32_t stack_thread_id();
