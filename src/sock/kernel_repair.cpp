@@ -18,7 +18,7 @@ namespace {
 
 enum : int { opt_mss = 2, opt_wscale = 3, opt_sack = 4, opt_timestamp = 8 };   // RFC 9293, 7323, 2018: TCPOPT_*
 enum : int { so_buf_lock = 72 };
-enum : uint8_t { st_established = 1, st_fin_wait1 = 4, st_fin_wait2 = 5, st_close_wait = 8, st_last_ack = 9, st_closing = 11 };
+enum : uint8_t { st_established = 1, st_fin_wait2 = 5 };   // the kernel's TCP_ESTABLISHED, TCP_FIN_WAIT2
 
 struct call {                      // one conversation with one fd; the first failure is kept
   int fd;
@@ -71,10 +71,6 @@ bool read_addr(call& c, long nr, inet_addr* a, uint16_t* port) {
 bool read_info(call& c, tcp_info* i) {
   *i = {};
   return c.get(IPPROTO_TCP, TCP_INFO, i, sizeof *i, "TCP_INFO");
-}
-
-bool can_move(uint8_t state) {
-  return state == st_established || state == st_fin_wait1 || state == st_fin_wait2 || state == st_close_wait || state == st_last_ack || state == st_closing;
 }
 
 void read_options(call& c, tcp_repair_state& s) {
@@ -134,9 +130,10 @@ bool dump(call& c, tcp_repair_state& s) {
   int inq = 0, outq = 0, nsd = 0, outq2 = 0;
   uint32_t ts = 0, rcv2 = 0, snd2 = 0;
   if (!read_info(c, &i)) return false;
-  if (!can_move(i.tcpi_state)) return c.fail(-ENOTCONN, "state");
+  if (!repair_can_move(i.tcpi_state)) return c.fail(-ENOTCONN, "state");
   if (c.look() & (POLLERR | POLLPRI)) return c.fail(-EBUSY, "urgent data or an error is pending");
-  const uint32_t our_fin = repair_fin_queued(i.tcpi_state) && i.tcpi_state != st_fin_wait2 ? 1 : 0, their_fin = repair_fin_received(i.tcpi_state) ? 1 : 0;
+  const uint32_t our_fin = repair_fin_queued(i.tcpi_state) && i.tcpi_state != st_fin_wait2 ? 1 : 0;
+  const uint32_t their_fin = repair_fin_received(i.tcpi_state) ? 1 : 0;
   c.try_set(SOL_SOCKET, SO_OOBINLINE, 1);   // so that SIOCINQ counts across an urgent mark
   const bool counted = c.inq_outq(SIOCINQ, &inq);
   c.try_set(SOL_SOCKET, SO_OOBINLINE, s.oobinline);
@@ -147,7 +144,8 @@ bool dump(call& c, tcp_repair_state& s) {
   const uint32_t bytes = static_cast<uint32_t>(outq) - (outq ? our_fin : 0);
   if (!peek(c, s.sndq, bytes, "send queue")) return false;
   if (s.sndq.len != bytes) return c.fail(-EAGAIN, "send queue");
-  if (!c.get(IPPROTO_TCP, TCP_REPAIR_WINDOW, &w, sizeof w, "TCP_REPAIR_WINDOW") || !c.get(IPPROTO_TCP, TCP_TIMESTAMP, &ts, sizeof ts, "TCP_TIMESTAMP")) return false;
+  if (!c.get(IPPROTO_TCP, TCP_REPAIR_WINDOW, &w, sizeof w, "TCP_REPAIR_WINDOW")) return false;
+  if (!c.get(IPPROTO_TCP, TCP_TIMESTAMP, &ts, sizeof ts, "TCP_TIMESTAMP")) return false;
   s.ts_clock = clock_now();
   const int mss = c.get_or(IPPROTO_TCP, TCP_MAXSEG, 536);
   if (!c.seq(&snd2) || !c.queue(TCP_RECV_QUEUE) || !c.seq(&rcv2) || !c.inq_outq(SIOCOUTQ, &outq2)) return false;
@@ -174,7 +172,8 @@ bool dump(call& c, tcp_repair_state& s) {
   s.srtt_us = i.tcpi_rtt;
   s.rttvar_us = i.tcpi_rttvar;
   s.rto_us = i.tcpi_rto;
-  const uint64_t quiet = uint64_t{i.tcpi_last_data_sent} * 1000, idle = uint64_t{i.tcpi_last_ack_recv < i.tcpi_last_data_recv ? i.tcpi_last_ack_recv : i.tcpi_last_data_recv} * 1000;
+  const uint64_t quiet = uint64_t{i.tcpi_last_data_sent} * 1000;
+  const uint64_t idle = uint64_t{i.tcpi_last_ack_recv < i.tcpi_last_data_recv ? i.tcpi_last_ack_recv : i.tcpi_last_data_recv} * 1000;
   s.timer_left_us = !outq ? ~0u : i.tcpi_rto > quiet ? static_cast<uint32_t>(i.tcpi_rto - quiet) : 0;
   s.idle_us = idle < ~0u ? static_cast<uint32_t>(idle) : ~0u;
   s.backoff = i.tcpi_backoff;
@@ -285,9 +284,8 @@ bool send_their_fin(call& c, const tcp_repair_state& s) {
   const long r = raw_syscall(SYS_sendto, raw, b, sizeof b, MSG_DONTWAIT, &to, sizeof to);
   raw_syscall(SYS_close, raw);
   if (!c.check(r, "the peer's FIN")) return false;
-  tcp_info i;
-  if (!read_info(c, &i)) return false;
-  return i.tcpi_state == st_close_wait || i.tcpi_state == st_closing || i.tcpi_state == st_last_ack ? true : c.fail(-EPROTO, "the peer's FIN did not arrive");
+  pollfd p{c.fd, POLLRDHUP, 0};   // at once, but for a softirq that is put off
+  return raw_syscall(SYS_poll, &p, 1, 50) > 0 && (p.revents & POLLRDHUP) ? true : c.fail(-EPROTO, "the peer's FIN did not arrive");
 }
 
 }  // namespace
@@ -298,7 +296,7 @@ repair_result kernel_repair_prepare(int fd, tcp_repair_state& s) {
   if (c.get_or(SOL_SOCKET, SO_PROTOCOL, 0) != IPPROTO_TCP) return c.fail(-EPROTONOSUPPORT, "protocol"), c.r;
   tcp_info i;
   if (!read_info(c, &i)) return c.r;
-  if (!can_move(i.tcpi_state)) return c.fail(-ENOTCONN, "state"), c.r;
+  if (!repair_can_move(i.tcpi_state)) return c.fail(-ENOTCONN, "state"), c.r;
   char ulp[16] = {};
   socklen_t len = sizeof ulp;
   if (c.get_raw(IPPROTO_TCP, TCP_ULP, ulp, &len) >= 0 && len && ulp[0]) return c.fail(-EOPNOTSUPP, "ULP (kTLS)"), c.r;
@@ -313,7 +311,9 @@ repair_result kernel_take_over(int fd, tcp_repair_state& s) {
   call c{fd, {}};
   s.state = 0;
   if (!attach_drop(c)) return c.r;
+  const nsec began = clock_now();
   const int settled = kernel_settle();
+  const nsec barrier = clock_now() - began;
   if (settled < 0) c.fail(settled, "barrier");
   if (!c.r.err && c.repair(1)) {
     for (int again = 0; again < 4; ++again) {
@@ -331,20 +331,22 @@ repair_result kernel_take_over(int fd, tcp_repair_state& s) {
     return c.r;
   }
   c.r.moved = true;
+  c.r.barrier = barrier;
   park(c, s);
   return c.r;
 }
 
 repair_result kernel_give_back(int fd, const tcp_repair_state& s) {
   call c{fd, {}};
-  if (!can_move(s.state)) return c.fail(-EINVAL, "state"), c.r;
+  if (!repair_can_move(s.state)) return c.fail(-EINVAL, "state"), c.r;
   if (s.urg || s.urg_mode) return c.fail(-EOPNOTSUPP, "urgent data"), c.r;
   const uint32_t their_fin = repair_fin_received(s.state) ? 1 : 0, rcv_nxt = s.rcv_nxt - their_fin;
   const bool our_fin = repair_fin_queued(s.state), fin_sent = our_fin && s.snd_nxt == s.write_seq;
   // FIN-WAIT-2 becomes FIN-WAIT-1: the kernel sends the FIN once more, and the peer acknowledges it once more.
   const uint32_t una = s.state == st_fin_wait2 ? s.snd_una - 1 : s.snd_una;
   const size_t sent = s.state == st_fin_wait2 ? 0 : s.snd_nxt - s.snd_una - (fin_sent ? 1 : 0);
-  const int lock = c.get_or(SOL_SOCKET, so_buf_lock, 0), sndbuf = c.get_or(SOL_SOCKET, SO_SNDBUF, 0), rcvbuf = c.get_or(SOL_SOCKET, SO_RCVBUF, 0);
+  const int lock = c.get_or(SOL_SOCKET, so_buf_lock, 0);
+  const int sndbuf = c.get_or(SOL_SOCKET, SO_SNDBUF, 0), rcvbuf = c.get_or(SOL_SOCKET, SO_RCVBUF, 0);
   if (!attach_drop(c) || !c.repair(1) || !establish(c, s, una, s.copied_seq)) return c.r;
   // In repair mode every chunk is a buffer of its own with the kernel's overhead: four times the bytes is enough, and it is only for the moment.
   const size_t want_snd = s.sndq.len * 2 + (1u << 20), want_rcv = s.rcvq.len * 2 + (1u << 20);

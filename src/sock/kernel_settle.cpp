@@ -61,7 +61,8 @@ bool visit_all() {
   const long policy = raw_syscall(SYS_sched_getscheduler, 0);
   raw_syscall(SYS_sched_getparam, 0, &before_p);
   const sched_param fifo{1};
-  const bool raised = policy == SCHED_OTHER && raw_syscall(SYS_sched_setscheduler, 0, SCHED_FIFO | SCHED_RESET_ON_FORK, &fifo) >= 0;   // else a busy CPU makes us wait
+  // Else a busy CPU makes us wait.
+  const bool raised = policy == SCHED_OTHER && raw_syscall(SYS_sched_setscheduler, 0, SCHED_FIFO | SCHED_RESET_ON_FORK, &fifo) >= 0;
   bool all = true;
   for (size_t k = 0; all && k < max_cpus; ++k) {
     if (!(online.w[k / 64] >> (k % 64) & 1)) continue;

@@ -241,18 +241,21 @@ int tcp_import(net& n, tcp_sock* sk, const tcp_repair_state& s) {
     return -ENOBUFS;
   }
   take_receive_window(sk, s);
-  const nsec since = n.now > s.ts_clock && s.ts_clock ? n.now - s.ts_clock : 0, idle = since + nsec{s.idle_us} * usec_ns, left = nsec{s.timer_left_us} * usec_ns;
+  const nsec since = n.now > s.ts_clock && s.ts_clock ? n.now - s.ts_clock : 0;
+  const nsec idle = since + nsec{s.idle_us} * usec_ns, left = nsec{s.timer_left_us} * usec_ns;
   sk->rcv_tstamp = sk->ack.lrcvtime = idle < n.now ? n.now - idle : n.now;
   sk->lsndtime = sk->packets_out ? n.now : 0;
   sk->delivered_mstamp = sk->first_tx_mstamp = n.now;
   if (s.urg) {
-    sk->urg_data = static_cast<uint16_t>(s.urg == REPAIR_URG_NOTYET ? TCP_URG_NOTYET : s.urg == REPAIR_URG_READ ? TCP_URG_READ : TCP_URG_VALID | s.urg_byte);
+    const uint16_t valid = static_cast<uint16_t>(TCP_URG_VALID | s.urg_byte);
+    sk->urg_data = s.urg == REPAIR_URG_NOTYET ? TCP_URG_NOTYET : s.urg == REPAIR_URG_READ ? TCP_URG_READ : valid;
     sk->urg_seq = s.urg_seq;
   }
   sk->urg_mode = s.urg_mode;
   sk->snd_up = s.urg_mode ? s.snd_up : s.snd_una;
   sk->state = s.state;
-  sk->sk_shutdown = static_cast<uint8_t>((repair_fin_queued(s.state) ? SEND_SHUTDOWN : 0) | (repair_fin_received(s.state) || s.rcv_shutdown ? RCV_SHUTDOWN : 0));
+  const bool no_more = repair_fin_received(s.state) || s.rcv_shutdown;
+  sk->sk_shutdown = static_cast<uint8_t>((repair_fin_queued(s.state) ? SEND_SHUTDOWN : 0) | (no_more ? RCV_SHUTDOWN : 0));
   if (s.state == TCP_CLOSE_WAIT) sk->ack.pingpong = 3;
   set_going(n, sk, s.rcv_nxt != s.rcv_wup, s.timer_left_us == ~0u ? ~nsec{0} : left > since ? left - since : 0, idle);
   return 0;
@@ -263,8 +266,7 @@ bool tcp_export_ready(const tcp_sock* sk) {
 }
 
 int tcp_export(net& n, tcp_sock* sk, tcp_repair_state& s) {
-  const uint32_t can = tcpf(TCP_ESTABLISHED) | tcpf(TCP_CLOSE_WAIT) | tcpf(TCP_FIN_WAIT1) | tcpf(TCP_FIN_WAIT2) | tcpf(TCP_LAST_ACK) | tcpf(TCP_CLOSING);
-  if (sk->freed || sk->listener || sk->err || sk->fin_owed || !tcp_in_state(sk, can)) return -ENOTCONN;
+  if (sk->freed || sk->listener || sk->err || sk->fin_owed || !repair_can_move(sk->state)) return -ENOTCONN;
   const uint32_t their_fin = repair_fin_received(sk->state) ? 1 : 0;
   const uint32_t unread = sk->rcv_nxt - sk->copied_seq - their_fin;
   if (!s.rcvq.reserve(unread) || !s.sndq.reserve(sk->write_seq - sk->snd_una)) return -ENOBUFS;
@@ -348,7 +350,8 @@ int tcp_export(net& n, tcp_sock* sk, tcp_repair_state& s) {
   s.keepintvl_s = static_cast<uint32_t>(sk->keepalive_intvl / sec_ns);
   s.keepcnt = sk->keepalive_probes;
   std::strncpy(s.congestion, sk->ca_ops->name, sizeof s.congestion - 1);
-  s.urg = sk->urg_data == TCP_URG_NOTYET ? REPAIR_URG_NOTYET : sk->urg_data == TCP_URG_READ ? REPAIR_URG_READ : sk->urg_data ? REPAIR_URG_VALID : REPAIR_URG_NONE;
+  s.urg = sk->urg_data == TCP_URG_NOTYET ? REPAIR_URG_NOTYET : sk->urg_data == TCP_URG_READ ? REPAIR_URG_READ : REPAIR_URG_VALID;
+  if (!sk->urg_data) s.urg = REPAIR_URG_NONE;
   s.urg_byte = static_cast<uint8_t>(sk->urg_data);
   s.urg_seq = sk->urg_seq;
   s.urg_mode = sk->urg_mode;

@@ -7,8 +7,7 @@ namespace icepath {
 int tcp_repair_check(const tcp_repair_state& s) {
   if (!s.tuple.saddr.is_v4() || !s.tuple.daddr.is_v4()) return -EAFNOSUPPORT;
   if (!s.tuple.sport || !s.tuple.dport) return -EINVAL;
-  const uint32_t can = tcpf(TCP_ESTABLISHED) | tcpf(TCP_CLOSE_WAIT) | tcpf(TCP_FIN_WAIT1) | tcpf(TCP_FIN_WAIT2) | tcpf(TCP_LAST_ACK) | tcpf(TCP_CLOSING);
-  if (s.state > 31 || !(tcpf(s.state) & can)) return -EINVAL;
+  if (!repair_can_move(s.state)) return -EINVAL;
   if (s.sndq.len > repair_queue_max || s.rcvq.len > repair_queue_max) return -EMSGSIZE;
   if ((s.sndq.len && !s.sndq.data) || (s.rcvq.len && !s.rcvq.data)) return -EINVAL;
   if (before(s.snd_nxt, s.snd_una) || before(s.write_seq, s.snd_nxt)) return -EINVAL;

@@ -51,7 +51,7 @@ struct tcp_repair_state {
   // Measured; carried as far as the other side can take it. Microseconds.
   uint32_t srtt_us = 0, rttvar_us = 0, rto_us = 0, min_rtt_us = ~0u, rcv_rtt_us = 0;   // srtt, rttvar: not scaled
   uint32_t snd_cwnd = 10, snd_ssthresh = 0x7fffffff, rcv_ssthresh = 0, rcv_space = 0, pmtu = 0, reordering = 3;
-  uint32_t timer_left_us = ~0u;      // until the retransmission (or probe) timer, at ts_clock; ~0: not known, or none. Many moves in a row must not starve it
+  uint32_t timer_left_us = ~0u;      // until the retransmission (or probe) timer, at ts_clock; ~0: none, or not known. Many moves must not starve it
   uint32_t idle_us = 0;              // since something was received, at ts_clock: keepalive
   uint8_t backoff = 0;
   uint64_t bytes_acked = 0, bytes_received = 0, bytes_sent = 0, bytes_retrans = 0;
@@ -76,8 +76,9 @@ struct tcp_repair_state {
   void release() { rcvq.release(); sndq.release(); }
 };
 
-inline bool repair_fin_queued(uint8_t state) { return state == 4 || state == 5 || state == 9 || state == 11; }    // FIN-WAIT-1/2, LAST-ACK, CLOSING
+inline bool repair_fin_queued(uint8_t state) { return state == 4 || state == 5 || state == 9 || state == 11; }   // FIN-WAIT-1/2, LAST-ACK, CLOSING
 inline bool repair_fin_received(uint8_t state) { return state == 8 || state == 9 || state == 11; }               // CLOSE-WAIT, LAST-ACK, CLOSING
+inline bool repair_can_move(uint8_t state) { return state == 1 || repair_fin_queued(state) || repair_fin_received(state); }
 
 // 0, or -EINVAL (cannot be true), -EAFNOSUPPORT, -EOPNOTSUPP (true, but not ours to carry), -EMSGSIZE (a queue is too long).
 int tcp_repair_check(const tcp_repair_state& s);

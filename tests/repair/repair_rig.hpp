@@ -26,24 +26,28 @@ struct rig {
   tcp_repair_state state;
   uint64_t sent = 0, got = 0, target = 0, peer_sent = 0, peer_got = 0, peer_target = 0;
   bool flood = false, eof = false, peer_end = false;
-  nsec take_ns = 0, give_ns = 0;
-  unsigned takes = 0, gives = 0;
+  std::vector<nsec> barriers, takes, gives;
   std::vector<uint8_t> buf = std::vector<uint8_t>(1 << 17);
 
   explicit rig(world& w_) : w(w_), h(1, clock_now(), 1500, NETIF_F_SG) {
-    h.dev.out = [this](sim::packet&& p) {
-      if (std::getenv("REPAIR_TRACE")) std::printf("    out seq %u ack %u flags %02x len %u win %u\n", uint32_t{p.th().seq}, uint32_t{p.th().ack_seq}, p.th().flags, p.payload(), uint32_t{p.th().window});
-      (void)!::send(w.pkt, p.bytes.data(), p.bytes.size(), MSG_DONTWAIT);
-    };
+    h.dev.out = [this](sim::packet&& p) { (void)!::send(w.pkt, p.bytes.data(), p.bytes.size(), MSG_DONTWAIT); };
   }
   ~rig() {
-    if (takes) std::printf("  %u take-overs, mean %.0f us with the barrier; %u give-backs, mean %.0f us\n", takes, static_cast<double>(take_ns) / takes * 1e-3, gives, gives ? static_cast<double>(give_ns) / gives * 1e-3 : 0.0);
+    figure("take-over, barrier", barriers);
+    figure("take-over, the rest", takes);
+    figure("give-back", gives);
     if (sk) tcp_sk_free(h.n, sk);
     if (fd >= 0) ::close(fd);
     if (peer >= 0) ::close(peer);
     state.release();
   }
 
+  static void figure(const char* what, std::vector<nsec>& v) {
+    std::sort(v.begin(), v.end());
+    if (!v.empty())
+      std::printf("  %-20s median %7.0f us, max %7.0f us (%zu)\n", what, static_cast<double>(v[v.size() / 2]) * 1e-3,
+                  static_cast<double>(v.back()) * 1e-3, v.size());
+  }
   int opt(int level, int name) {
     int v = -1;
     socklen_t len = sizeof v;
@@ -70,7 +74,8 @@ struct rig {
     a.sin_family = AF_INET;
     a.sin_addr.s_addr = htonl(accepted ? 0x0a000001 : 0x0a000002);
     socklen_t len = sizeof a;
-    if (::bind(l, reinterpret_cast<sockaddr*>(&a), sizeof a) || ::listen(l, 5) || ::getsockname(l, reinterpret_cast<sockaddr*>(&a), &len)) die("listen");
+    if (::bind(l, reinterpret_cast<sockaddr*>(&a), sizeof a) || ::listen(l, 5)) die("listen");
+    ::getsockname(l, reinterpret_cast<sockaddr*>(&a), &len);
     w.enter(accepted ? w.ns_b : w.ns_a);
     const int c = ::socket(AF_INET, SOCK_STREAM, 0);
     if (::connect(c, reinterpret_cast<sockaddr*>(&a), sizeof a)) die("connect");
@@ -170,7 +175,6 @@ struct rig {
       if (k <= 0) return false;
       if (k < 54 || p.bytes[23] != 6) continue;
       p.bytes.resize(14u + (p.bytes[16] << 8 | p.bytes[17]));
-      if (std::getenv("REPAIR_TRACE")) std::printf("    in  seq %u ack %u flags %02x len %u win %u\n", uint32_t{p.th().seq}, uint32_t{p.th().ack_seq}, p.th().flags, p.payload(), uint32_t{p.th().window});
       if (p.th().dest == t.sport && p.th().source == t.dport) return true;
     }
   }
@@ -200,8 +204,8 @@ struct rig {
     peer_target = std::max(peer_target, peer_sent);
     while ((peer_got < target || got < peer_target) && clock_now() < end && failures < 5) step(true);
     if (!check(peer_got == target && got == peer_target, "every byte arrives"))
-      std::printf("  sent %llu of %llu, at the peer %llu; the peer's %llu of %llu, here %llu; here %s\n", static_cast<unsigned long long>(sent), static_cast<unsigned long long>(target),
-                  static_cast<unsigned long long>(peer_got), static_cast<unsigned long long>(peer_sent), static_cast<unsigned long long>(peer_target), static_cast<unsigned long long>(got), sk ? "tcp_sock" : "kernel");
+      std::printf("  sent %ju of %ju, at the peer %ju; the peer's %ju of %ju, here %ju; here %s\n", uintmax_t{sent}, uintmax_t{target},
+                  uintmax_t{peer_got}, uintmax_t{peer_sent}, uintmax_t{peer_target}, uintmax_t{got}, sk ? "tcp_sock" : "kernel");
   }
   void exchange(unsigned a, unsigned b) { our_write(a), peer_write(b), drain(); }
   void our_write(uint64_t n) { target = std::max(target, sent) + n, our_send(); }
@@ -225,8 +229,8 @@ struct rig {
     w.hold(t.sport, t.dport);
     const nsec a = clock_now();
     const repair_result r = kernel_take_over(fd, state);
-    take_ns += clock_now() - a;
-    ++takes;
+    takes.push_back(clock_now() - a - r.barrier);
+    barriers.push_back(r.barrier);
     if (!check(r.ok() && r.moved, "take over")) std::printf("  %s: %s\n", r.step, std::strerror(-r.err)), std::exit(1);
   }
   void take() {
@@ -239,26 +243,23 @@ struct rig {
   void give() {
     stack_step();
     h.n.now = clock_now();
-    if (const int err = tcp_export(h.n, sk, state); !check(err == 0, "export")) std::printf("  %s state %u\n", std::strerror(-err), sk->state), std::exit(1);
+    const int err = tcp_export(h.n, sk, state);
+    if (!check(err == 0, "export")) std::printf("  %s state %u\n", std::strerror(-err), sk->state), std::exit(1);
     tcp_sk_free(h.n, sk);
     sk = nullptr;
     give_only();
   }
   void give_only() {
     nsec a = clock_now();
-    if (std::getenv("REPAIR_TRACE")) std::printf("    give: state %u una %u nxt %u write %u rcv_nxt %u copied %u wnd %u resets %llu\n", state.state, state.snd_una, state.snd_nxt, state.write_seq, state.rcv_nxt, state.copied_seq, state.snd_wnd, static_cast<unsigned long long>(w.resets()));
     repair_result r = kernel_give_back(fd, state);
-    if (std::getenv("REPAIR_TRACE")) std::printf("    given: resets %llu kernel %d\n", static_cast<unsigned long long>(w.resets()), kernel_state());
-    give_ns += clock_now() - a;
-    ++gives;
+    gives.push_back(clock_now() - a);
     if (!check(r.ok(), "give back")) std::printf("  %s: %s\n", r.step, std::strerror(-r.err)), std::exit(1);
     w.unhold(t.sport, t.dport);
     sim::packet p;
     while (frame(p)) (void)!::write(w.tun, p.bytes.data() + 14, p.bytes.size() - 14);   // held meanwhile
     a = clock_now();
     r = kernel_give_back_finish(fd, state);
-    if (std::getenv("REPAIR_TRACE")) std::printf("    finished: resets %llu kernel %d\n", static_cast<unsigned long long>(w.resets()), kernel_state());
-    give_ns += clock_now() - a;
+    gives.back() += clock_now() - a;
     if (!check(r.ok(), "give back, last step")) std::printf("  %s: %s\n", r.step, std::strerror(-r.err));
     sent -= r.left;
     target = std::max(target, sent + r.left);
