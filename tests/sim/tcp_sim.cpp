@@ -1,7 +1,9 @@
 // Simulation of two TCP stacks over a bad link, thousands of seeds. For every seed: each byte of both streams is compared, the connection
 // must finish within bounded virtual time, and afterwards no skb and no socket may be left.
 //   tcp_sim [--seeds N] [--first N]     run many;     tcp_sim --seed N [-v]     replay one
+//   tcp_sim --moves ...             the same, while connections move between sockets by export and import, any number of times
 #include "sim_net.hpp"
+#include "tcp/repair.hpp"
 
 namespace icepath::sim {
 namespace {
@@ -22,6 +24,9 @@ struct app {
   uint64_t leave_at = ~0ull;   // bytes read after which the application goes away without a word
   bool left = false;
   int error = 0;
+  tcp_repair_state at_rest;    // --moves: where the connection is while it has no socket
+  tcp_sock* frozen = nullptr;
+  nsec moving_until = 0, next_move = 0;
 };
 
 tcp_ops no_ops{};
@@ -41,7 +46,8 @@ struct world {
   bool verbose = false;
   std::vector<uint8_t> buf = std::vector<uint8_t>(1 << 18);
   uint64_t events = 0;
-  uint64_t retrans = 0;
+  uint64_t retrans = 0, moved = 0;
+  bool moves = false;
 
   explicit world(uint64_t s) : seed(s), r{s * 1000003} {}
 
@@ -152,6 +158,41 @@ struct world {
     }
   }
 
+  // The connection leaves its socket, is nowhere for a while (its segments wait), and goes on in another socket, or, when the
+  // other side could not take it, in the old one. Sometimes with only what a kernel can tell.
+  void move(app& p) {
+    net& n = p.h->n;
+    if (p.frozen) {
+      if (now < p.moving_until) return;
+      const bool back = r.chance(0.1);
+      tcp_sock* sk = p.frozen;
+      if (back) {
+        if (tcp_thaw(n, sk)) fail("thaw");
+      } else {
+        if (r.chance(0.5)) p.at_rest.ts_recent_valid = false, p.at_rest.snd_cwnd = 10, p.at_rest.snd_ssthresh = ~0u;
+        sk = tcp_sk_alloc(n, &no_ops, nullptr);
+        sk->params = p.frozen->params;
+        sk->lane_opt_tx = p.frozen->lane_opt_tx;
+        tcp_set_dst(n, sk, p.h->route());
+        if (tcp_import(n, sk, p.at_rest)) fail("import");
+        tcp_sk_free(n, p.frozen);
+      }
+      p.sk = sk;
+      p.frozen = nullptr;
+      p.next_move = now + r.below(60 * msec_ns);
+      ++moved;
+    } else if (p.sk && !p.closed && now >= p.next_move) {
+      p.next_move = now + r.below(60 * msec_ns);
+      if (!tcp_export_ready(p.sk) && r.chance(0.7)) return;
+      if (tcp_export(n, p.sk, p.at_rest)) return;
+      if (tcp_repair_check(p.at_rest)) fail("export of a state that cannot be");
+      p.frozen = p.sk;
+      p.sk = nullptr;
+      p.moving_until = now + (r.chance(0.5) ? 0 : r.below(3 * msec_ns));
+      if (p.moving_until == now) move(p);
+    }
+  }
+
   bool run() {
     const uint32_t mtus[] = {576, 1500, 1500, 9000};
     const uint32_t mtu = mtus[r.below(4)];
@@ -180,7 +221,7 @@ struct world {
       if (p.to_send > 100000) p.max_write += 5000, p.max_read += 5000;
       p.pause_max = r.chance(0.4) ? 1 + r.below(30 * msec_ns) : 1;
       p.use_more = r.chance(0.2);
-      if (r.chance(0.05)) p.leave_at = r.below(30000);
+      if (!moves && r.chance(0.05)) p.leave_at = r.below(30000);
     }
     const four_tuple t = tuple_ab();
     for (unsigned i = 0; i < 2; ++i) {
@@ -214,16 +255,20 @@ struct world {
     while (!failure) {
       ++events;
       for (app& p : a) {
+        if (moves) move(p);
         const bool was = p.closed;
         run_app(p);
         if (!was && p.closed) retrans += p.h->stats.TcpRetransSegs.load();
         if (!p.closed && p.sk) check_sock(p.sk);
+        if (moves && !a[0].closed && !a[1].closed && p.h->stats.TcpOutRsts.load()) fail("RST");   // later ones answer strays of a closed connection
       }
       if (failure) break;
       const bool done = a[0].closed && a[1].closed && link.empty();
       nsec next = ~nsec{0};
       if (!link.empty()) next = link.front().at;
       for (unsigned i = 0; i < 2; ++i) {
+        if (a[i].frozen) next = std::min(next, a[i].moving_until);
+        else if (moves && a[i].sk && !a[i].closed && a[i].more) next = std::min(next, std::max(a[i].next_move, now + 1));
         const nsec e = h[i]->n.timers.next_expiry();
         if (e < next) next = e;
         if (!a[i].closed && a[i].sk && a[i].more) next = std::min(next, now + 10 * usec_ns);
@@ -247,6 +292,12 @@ struct world {
         std::pop_heap(link.begin(), link.end(), later{});
         flight f = std::move(link.back());
         link.pop_back();
+        if (a[f.to].frozen) {   // held, in order
+          f.at = std::max(a[f.to].moving_until, now + 1);
+          link.push_back(std::move(f));
+          std::push_heap(link.begin(), link.end(), later{});
+          continue;
+        }
         h[f.to]->receive(f.p);
       }
       for (host* x : h) x->n.timers.run(now);
@@ -280,6 +331,7 @@ struct world {
         if (x->n.tcp->tw_count) fail("TIME-WAIT leaked");
         if (x->n.skbs.allocated() != 0) fail("skb leaked");
       }
+    for (app& p : a) p.at_rest.release();
     for (host* x : h) delete x;
     if (!failure && frames().in_use() > 4096) fail("frames leaked");
     return failure == nullptr;
@@ -292,18 +344,20 @@ struct world {
 int main(int argc, char** argv) {
   using namespace icepath::sim;
   uint64_t first = 1, seeds = 3000;
-  bool verbose = false;
+  bool verbose = false, moves = false;
   for (int i = 1; i < argc; ++i) {
     const std::string a = argv[i];
     if (a == "-v") verbose = true;
+    else if (a == "--moves") moves = true;
     else if (i + 1 < argc && a == "--seed") first = std::strtoull(argv[++i], nullptr, 0), seeds = 1;
     else if (i + 1 < argc && a == "--seeds") seeds = std::strtoull(argv[++i], nullptr, 0);
     else if (i + 1 < argc && a == "--first") first = std::strtoull(argv[++i], nullptr, 0);
   }
-  uint64_t failed = 0, bytes = 0, retrans = 0;
+  uint64_t failed = 0, bytes = 0, retrans = 0, moved = 0;
   for (uint64_t s = first; s < first + seeds; ++s) {
     world w(s);
     w.verbose = verbose;
+    w.moves = moves;
     if (!w.run()) {
       std::printf("seed %llu: %s   (replay: tcp_sim --seed %llu -v)\n", static_cast<unsigned long long>(s), w.failure, static_cast<unsigned long long>(s));
       std::fflush(stdout);
@@ -311,7 +365,9 @@ int main(int argc, char** argv) {
     }
     bytes += w.a[0].got + w.a[1].got;
     retrans += w.retrans;
+    moved += w.moved;
   }
+  if (moves) std::printf("%llu moves\n", static_cast<unsigned long long>(moved));
   std::printf("%llu seeds, %llu failed, %llu bytes compared, %llu segments retransmitted\n", static_cast<unsigned long long>(seeds), static_cast<unsigned long long>(failed),
               static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(retrans));
   return failed ? 1 : 0;
