@@ -32,6 +32,32 @@ void flag(const char* name, const char* value, bool& to) {
   if (i >= 0) to = i == 1;
 }
 
+// A list of ports. False: not one; c is unchanged.
+bool parse_ports(const char* v, config& c) {
+  bool local = false, none = false;
+  char ifname[sizeof c.xdp_ifname] = "";
+  if (std::strlen(v) >= sizeof c.ports) return false;
+  for (const char* p = v;;) {
+    const char* end = ::strchrnul(p, ',');
+    const auto n = static_cast<size_t>(end - p);
+    if (n == 5 && !std::memcmp(p, "local", 5)) {
+      local = true;
+    } else if (n == 4 && !std::memcmp(p, "none", 4)) {
+      none = true;
+    } else if (n > 4 && !std::memcmp(p, "xdp:", 4) && n - 4 < sizeof ifname && !ifname[0]) {
+      std::memcpy(ifname, p + 4, n - 4);
+    } else {
+      return false;
+    }
+    if (!*end) break;
+    p = end + 1;
+  }
+  if (none && (local || ifname[0])) return false;
+  c.port_local = local;
+  std::memcpy(c.xdp_ifname, ifname, sizeof ifname);
+  return true;
+}
+
 config parsed;
 std::atomic<int> state{0};  // 0 not parsed, 1 being parsed, 2 done; release by the parser, acquire by readers
 
@@ -43,11 +69,9 @@ config config_parse(const char* (*env)(const char*)) {
   const int level = choice("ICEPATH_LOG", env("ICEPATH_LOG"), levels, 4, "error, warn, info, debug", "warn");
   if (level >= 0) c.log = level;
 
-  static constexpr const char* ports[] = {"local", "none"};
-  const int port = choice("ICEPATH_PORTS", env("ICEPATH_PORTS"), ports, 2, "local, none", "local");
-  if (port >= 0) {
-    c.port_local = port == 0;
-    std::strcpy(c.ports, ports[port]);
+  if (const char* v = env("ICEPATH_PORTS"); v && *v) {
+    if (!parse_ports(v, c)) complain("ICEPATH_PORTS", v, "local, none, xdp:IFNAME (local and one xdp:IFNAME with a comma between)", "local");
+    else std::strcpy(c.ports, v);
   }
   flag("ICEPATH_REQUIRE", env("ICEPATH_REQUIRE"), c.require);
   flag("ICEPATH_STATS", env("ICEPATH_STATS"), c.stats);

@@ -9,7 +9,8 @@ namespace icepath {
 enum class promote_rule : uint8_t { lazy, eager, never };
 
 struct config {
-  bool port_local = true;                    // ICEPATH_PORTS=local|none
+  bool port_local = true;                    // ICEPATH_PORTS=local|none|xdp:IFNAME, several with commas
+  char xdp_ifname[16] = "";                  // of xdp:IFNAME; empty: no such port
   bool require = false;                      // ICEPATH_REQUIRE=0|1
   bool stats = false;                        // ICEPATH_STATS=0|1
   int log = 1;                               // ICEPATH_LOG=error|warn|info|debug

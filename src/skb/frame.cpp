@@ -25,8 +25,8 @@ struct frame_pool::impl {
   chain_stack depot;
   uint32_t (*grow)(void*, uint32_t, uint32_t) = nullptr;
   void* ctx = nullptr;
-  uint32_t max = 0;
-  alignas(64) std::atomic<uint32_t> grown{0};    // frames [0, grown) were claimed; relaxed: a ticket, data follow the depot
+  std::atomic<uint32_t> max{0};                  // lowered by bound(): release through `grown`, acquire in more()
+  alignas(64) std::atomic<uint32_t> grown{0};    // frames [0, grown) were claimed: a ticket, data follow the depot
   std::atomic<uint32_t> refused{0};              // attempts to skip before asking again
   std::atomic<uint64_t> holes[nr_holes] = {};    // first << 32 | n; acq_rel exchange hands a range from one thread to another
   alignas(64) std::atomic<int64_t> out{0};       // frames outside the depot; statistics, relaxed
@@ -58,12 +58,26 @@ struct frame_pool::impl {
       const uint64_t v = h.exchange(0, std::memory_order_acq_rel);
       if (v) return back(static_cast<uint32_t>(v >> 32), static_cast<uint32_t>(v));
     }
-    uint32_t g = grown.load(std::memory_order_relaxed), n;
+    uint32_t g = grown.load(std::memory_order_acquire), n;   // partner: bound()
     do {
-      if (g >= max) return false;
-      n = max - g < grow_chunk ? max - g : grow_chunk;
-    } while (!grown.compare_exchange_weak(g, g + n, std::memory_order_relaxed));
+      const uint32_t m = max.load(std::memory_order_relaxed);
+      if (g >= m) return false;
+      n = m - g < grow_chunk ? m - g : grow_chunk;
+    } while (!grown.compare_exchange_weak(g, g + n, std::memory_order_acq_rel, std::memory_order_acquire));
     return back(g, n);
+  }
+  uint32_t bound(uint32_t n) {
+    uint32_t g = grown.load(std::memory_order_acquire), m;
+    do {
+      const uint32_t now = max.load(std::memory_order_relaxed);
+      m = n < now ? n : now;
+      if (m < g) m = g;
+      max.store(m, std::memory_order_relaxed);
+    } while (!grown.compare_exchange_weak(g, m, std::memory_order_acq_rel, std::memory_order_acquire));   // all at once: nobody claims beyond
+    if (m > g) (void)back(g, m - g);
+    for (uint32_t had = grown.load(std::memory_order_acquire); had < max.load(std::memory_order_relaxed); had = grown.load(std::memory_order_acquire))
+      max.store(had, std::memory_order_relaxed);
+    return max.load(std::memory_order_relaxed);
   }
 };
 
@@ -86,7 +100,7 @@ result<bool> frame_pool::init(uint8_t* base, uint32_t max_frames, uint32_t (*gro
   }
   impl_->grow = grow;
   impl_->ctx = ctx;
-  impl_->max = max_frames;
+  impl_->max.store(max_frames, std::memory_order_relaxed);
   return true;
 }
 
@@ -114,6 +128,9 @@ void frame_pool::give(const uint32_t* idx, uint32_t n) {
   impl_->out.fetch_sub(n, std::memory_order_relaxed);
   impl_->depot.push(idx, n);
 }
+
+uint32_t frame_pool::bound(uint32_t n) { return impl_->bound(n); }
+uint32_t frame_pool::limit() const { return impl_ ? impl_->max.load(std::memory_order_relaxed) : 0; }
 
 uint32_t frame_pool::in_use() const {
   const int64_t o = impl_ ? impl_->out.load(std::memory_order_relaxed) : 0;

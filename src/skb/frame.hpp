@@ -20,12 +20,16 @@ class frame_pool {
   void destroy();
   uint32_t take(uint32_t* idx, uint32_t n);          // up to n free frames (refcount 0); any thread
   void give(const uint32_t* idx, uint32_t n);        // back; any thread
+  // Grows to n frames now and never beyond: for a device that must know all of the memory at once. Returns how many frames there are from here on
+  // ([0, that)): more than n when there were more already, fewer when there is no memory. Any thread.
+  uint32_t bound(uint32_t n);
   uint8_t* addr(uint32_t idx) const { return base_ + (size_t{idx} << frame_shift); }
   uint32_t index(const void* p) const { return static_cast<uint32_t>((static_cast<const uint8_t*>(p) - base_) >> frame_shift); }
   bool contains(const void* p) const { const auto o = static_cast<const uint8_t*>(p) - base_; return o >= 0 && static_cast<size_t>(o) < (size_t{max_} << frame_shift); }
   std::atomic<uint32_t>& ref(uint32_t idx) { return refs_[idx]; }
   uint32_t in_use() const;                           // frames out of the pool, those in caches included
-  bool pressure() const { return in_use() > max_ / 4 * 3; }   // receivers stop growing their windows (the kernel's tcp_mem)
+  uint32_t limit() const;                            // frames it may grow to
+  bool pressure() const { return in_use() > limit() / 4 * 3; }   // receivers stop growing their windows (the kernel's tcp_mem)
 
  private:
   uint8_t* base_ = nullptr;

@@ -14,6 +14,7 @@
 #include "sock/pool.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -100,6 +101,7 @@ bool lane_tx_to_kernel(lane* l) {
 }
 
 void lane_demote(lane* l, const char* why) {
+  if (l->wire) { give_back(l, why); return; }
   l->s->reason = why;
   l->want_kernel = true;
   if (lane_may_give_up(l)) {
@@ -118,6 +120,7 @@ void lane_demote(lane* l, const char* why) {
 // T08, RFS: a connection belongs on the stack of the thread that uses it. When one other thread has made all of the last `rfs_calls` calls, the
 // connection goes back to the kernel and is promoted again, by that thread, on its own stack. Threads that share a connection leave it where it is.
 void lane_steer(lane* l) {
+  if (l->wire) return;   // its packets come to one stack
   constexpr uint32_t rfs_calls = 512;
   const uint32_t me = stack_thread_id();
   if (l->rfs_thread != me) {
@@ -181,6 +184,7 @@ void lane_finish_if_done(lane* l) {
 }
 
 bool lane_close(lane* l, bool last_chance) {
+  if (l->wire) return takeover_close(l);
   net& n = l->st->net;
   rendezvous_withdraw(l->token);
   l->token = 0;

@@ -34,6 +34,7 @@
 #include "skb/region.hpp"
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
+#include "sock/takeover.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -312,6 +313,7 @@ bool lane_may_give_up(const lane* l) {
 }
 
 void lane_handback(lane* l, const char* why) {
+  if (l->wire) { give_back(l, why); return; }
   socket* s = l->s;
   s->reason = why;
   l->want_kernel = true;

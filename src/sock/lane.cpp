@@ -242,7 +242,7 @@ void lane_advance(lane* l) {
   const rx_lane rx0 = l->rx;
   const lane_phase phase0 = l->phase;
   const uint64_t rd0 = s->rd_state.load(std::memory_order_relaxed);
-  if (l->sk) {
+  if (l->sk && !l->wire) {
     const uint8_t st = l->sk->state;
     if (l->phase == lane_phase::opening) {
       if (st == TCP_CLOSE) {

@@ -58,6 +58,7 @@ struct lane {
   lane_phase phase = lane_phase::idle;
   tx_lane tx = tx_lane::kernel;
   rx_lane rx = rx_lane::kernel;
+  bool wire = false;         // no second lane: the connection itself has moved (takeover.hpp)
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
   bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
   bool hand_back = false;    // asked for before the fast connection was open

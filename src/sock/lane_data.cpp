@@ -12,6 +12,7 @@
 #include "sock/lane.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "tcp/tcp_sock.hpp"
 
 namespace icepath {
@@ -136,6 +137,7 @@ size_t lane_outq(const lane* l) { return l->sk ? tcp_outq(l->sk) : 0; }
 
 ssize_t lane_send(lane* l, user_msg& m, int flags) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->wire)) return takeover_send(l, m, flags);
   if (ICEPATH_UNLIKELY(l->fin_wanted)) return -EPIPE;
   if (ICEPATH_UNLIKELY(l->held != lane_held::none || l->tail)) {   // our bytes wait (handback.cpp)
     if (l->held != lane_held::writing && l->held != lane_held::none) return -EAGAIN;
@@ -174,6 +176,7 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
 
 ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->wire)) return takeover_recv(l, m, max, flags);
   if (ICEPATH_UNLIKELY(l->back != lane_back::none)) return -EAGAIN;   // what there is belongs to the kernel lane soon
   for (;;) {
     settle(l);
@@ -249,8 +252,24 @@ ssize_t lane_recv(lane* l, user_msg* m, size_t max, int flags) {
   }
 }
 
+namespace {
+// Readiness as sock_poll tells it.
+void publish(socket* s, uint32_t ready, uint32_t kernel) {
+  const uint64_t old = s->rd_state.load(std::memory_order_relaxed), now = uint64_t{kernel} << 32 | ready;
+  if (old == now) return;
+  s->rd_state.store(now, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange
+  if (ICEPATH_UNLIKELY(old >> 32 != kernel)) epoll_sync(s);
+}
+}  // namespace
+
 void lane_publish(lane* l) {
   socket* s = l->s;
+  if (ICEPATH_UNLIKELY(l->wire)) {
+    uint32_t ready;
+    takeover_readiness(l, &ready);
+    publish(s, ready, 0);
+    return;
+  }
   // Never say readable because the lane is about to change: whoever reads would find nothing.
   if (ICEPATH_UNLIKELY(l->rx == rx_lane::fast && l->back == lane_back::none && (l->rx_f == l->f_rx || l->kernel_event))) settle(l);
   uint32_t ready = 0, kernel = 0;
@@ -282,10 +301,7 @@ void lane_publish(lane* l) {
     ready |= EPOLLERR;
     kernel &= ~uint32_t{EPOLLERR};
   }
-  const uint64_t old = s->rd_state.load(std::memory_order_relaxed), now = uint64_t{kernel} << 32 | ready;
-  if (old == now) return;
-  s->rd_state.store(now, std::memory_order_seq_cst);  // partner: sock_poll after epoll's `queued` exchange
-  if (ICEPATH_UNLIKELY(old >> 32 != kernel)) epoll_sync(s);
+  publish(s, ready, kernel);
 }
 
 void lane_settle(lane* l) { settle(l); }

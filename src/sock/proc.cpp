@@ -150,6 +150,7 @@ thread_local bool fork_has_places = false;
 // Before the fork (promotion is paused): what is on the fast lane is marked; what is not stays off it until one process alone has it (holders.hpp).
 void share_at_fork(socket* s, void*) {
   if (s->state == sock_state::listening || s->state == sock_state::closed) return;
+  if (s->fast.load() && sock_is_wire(s)) sock_demote(s, fork_reason);
   if (s->fast.load()) { s->shared.store(true); return; }
   stack* st = s->st;
   if (st && stack_enter(st)) {
@@ -271,7 +272,7 @@ struct pending { unsigned n; uint64_t on_ring; };
 void pending_one(socket* s, void* ctx) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
-  if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && !l->peer_gone) {
+  if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && !l->peer_gone && !l->wire) {
     st->net.now = clock_now();
     lane_note(l);
     lane_run_work(st);
@@ -298,7 +299,7 @@ int nothing_pending(void* ctx) {
 }  // namespace
 
 bool sock_init() {
-  if (!config_get().port_local) { failure = "no port is configured (ICEPATH_PORTS)"; return false; }
+  if (!config_get().port_local && !config_get().xdp_ifname[0]) { failure = "no port is configured (ICEPATH_PORTS)"; return false; }
   if (!fdtable_start()) { failure = "no memory for the descriptor table"; return false; }
   helper_set_handlers({lane_event, peer_died, control});
   if (config_get().require && !process_start()) { failure = process_why(); return false; }
@@ -352,13 +353,17 @@ void sock_check_connected(socket* s, int fd) {
 ssize_t sock_empty_send(socket* s, int fd, int flags) {
   if (stack* st = s->st; st && stack_enter(st)) {
     int e = 0;
+    bool wire = false;
     if (lane* l = s->ln; l && l->s == s && l->st == st) {
       e = l->pending_err ? l->pending_err : l->fin_wanted ? EPIPE : 0;
       l->pending_err = 0;
+      wire = l->wire;
+      if (wire && !e && l->sk->state == TCP_CLOSE) e = l->sk->err ? l->sk->err : EPIPE;
       lane_publish(l);
     }
     stack_leave(st);
     if (e) return -e;
+    if (wire) return 0;
   }
   const ssize_t r = real::send(fd, "", 0, flags | MSG_DONTWAIT);  // TCP sends nothing; the kernel knows the errors
   return r < 0 ? (errno == EPIPE ? -EPIPE_RAISED : -errno) : r;
@@ -381,6 +386,15 @@ void sandbox_one(socket* s, void*) {
 }  // namespace
 
 bool sandboxed() { return in_sandbox.load(std::memory_order_relaxed); }
+
+bool sock_is_wire(socket* s) {
+  stack* st = s->st;
+  if (!st || !stack_enter(st)) return false;
+  const lane* l = s->ln;
+  const bool wire = l && l->s == s && l->st == st && l->wire;
+  stack_leave(st);
+  return wire;
+}
 
 void sock_before_sandbox() {
   in_sandbox.store(true);

@@ -12,6 +12,7 @@ ssize_t sock_empty_recv(socket* s, int fd, int flags);
 void sock_refresh_timeouts(socket* s, int fd);
 bool promotion_paused();                          // a fork is under way
 bool sandboxed();                                 // since sock_before_sandbox
+bool sock_is_wire(socket* s);          // its connection has left the kernel (takeover.hpp). Outside of its stack
 bool promotion_off();                             // `icepath off`
 inline constexpr const char* off_reason = "off by the operator";
 

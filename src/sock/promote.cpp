@@ -21,7 +21,9 @@
 #include "sock/proc.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "stack/helper.hpp"
+#include "stack/wire_port.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
 
@@ -179,6 +181,17 @@ void publish(socket* s, int fd) {
   if (getpeername(fd, reinterpret_cast<sockaddr*>(&a), &len) != 0 || !sock_address(a, &t.daddr, &t.dport)) { refuse(s, "not connected"); return; }
   if (!t.saddr.is_v4() || !t.daddr.is_v4()) { refuse(s, "IPv6"); return; }
   if (t == t.reversed()) { refuse(s, "connected to itself"); return; }
+  if (wire_configured()) {
+    bool again = false;
+    why = takeover(s, fd, t, &again);
+    if (!why) return;
+    if (why != wire_local_reason || !config_get().port_local) {
+      s->reason = why;
+      if (again) s->retry_at = clock_now() + (first_pause << (s->tries < max_doublings ? s->tries++ : max_doublings));
+      else s->never.store(true, std::memory_order_relaxed);
+      return;
+    }
+  }
   tcp_info ti{};
   len = sizeof ti;
   if (real::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &ti, &len) != 0 || ti.tcpi_state != TCP_ESTABLISHED) { s->reason = "not established"; return; }

@@ -107,12 +107,13 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
   }
   if (level == IPPROTO_TCP && name == TCP_INFO) {
     tcp_info ti{};
-    bool have = false;
+    bool have = false, wire = false;
     {
       const inside in(s);
       if (in.l && in.l->sk && in.l->phase == lane_phase::open && (in.l->tx == tx_lane::fast || in.l->rx == rx_lane::fast)) {
         tcp_get_info(in.st->net, in.l->sk, &ti);
         have = true;
+        wire = in.l->wire;
       }
     }
     if (have) {
@@ -123,7 +124,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
       socklen_t kn = sizeof k;
       if (real::getsockopt(fd, level, name, &k, &kn) != 0) return -errno;
       // The connection's state, and the bytes that went by the kernel before, are the kernel lane's to tell.
-      ti.tcpi_state = k.tcpi_state;
+      if (!wire) ti.tcpi_state = k.tcpi_state;
       ti.tcpi_bytes_acked += k.tcpi_bytes_acked;
       ti.tcpi_bytes_received += k.tcpi_bytes_received;
       ti.tcpi_bytes_sent += k.tcpi_bytes_sent;
@@ -166,7 +167,7 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
       const inside in(s);
       if (!in.l || !in.l->sk) break;
       int k = 0;
-      if (real::ioctl(fd, req, &k) != 0) return -errno;   // also what went there before the switch
+      if (!in.l->wire && real::ioctl(fd, req, &k) != 0) return -errno;   // also what went there before the switch
       const int out = k + static_cast<int>(req == SIOCOUTQ ? tcp_outq(in.l->sk) : tcp_outq_nsd(in.l->sk));
       return copy_to_user(arg, &out, sizeof out) ? -EFAULT : 0;
     }
@@ -200,6 +201,7 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
 int sock_shutdown(socket* s, int fd, int how) {
   bool hold_read = false, hold_write = false;
   lane_unpublish(s, "shut down");
+  if (s->fast.load() && sock_is_wire(s) && sock_demote(s, "shut down") != 0) return -EAGAIN;
   {
     const inside in(s);
     if (in.l && in.l->sk && in.l->phase == lane_phase::opening && lane_may_give_up(in.l)) lane_open_failed(in.l, "shut down");

@@ -83,3 +83,30 @@ TEST(frame_cache, overflow_goes_to_the_pool) {
   EXPECT_NE(b.alloc(), nullptr);
   EXPECT_LT(f.frames.in_use(), 1024u);
 }
+
+TEST(frame_pool, bound_grows_at_once_and_never_beyond) {
+  pool_fixture f;
+  uint32_t idx[64];
+  EXPECT_EQ(f.frames.limit(), f.nr);
+  ASSERT_EQ(f.frames.take(idx, 64), 64u);   // grown by one step, 1024 frames
+  EXPECT_EQ(f.frames.bound(2000), 2000u);
+  EXPECT_EQ(f.frames.limit(), 2000u);
+  const unsigned calls = f.grow_calls;
+  uint32_t got = 64;
+  for (uint32_t k; (k = f.frames.take(idx, 64)) > 0; got += k)
+    for (uint32_t i = 0; i < k; ++i) EXPECT_LT(idx[i], 2000u);
+  EXPECT_EQ(got, 2000u);
+  EXPECT_EQ(f.grow_calls, calls);
+  EXPECT_TRUE(f.frames.pressure());
+  EXPECT_EQ(f.frames.bound(100), 2000u);    // they are out already
+  EXPECT_EQ(f.frames.bound(f.nr), 2000u);   // and it does not go up again
+}
+
+TEST(frame_pool, bound_without_memory_is_what_there_is) {
+  pool_fixture f(1500);
+  EXPECT_EQ(f.frames.bound(3000), 1500u);
+  f.grow_limit = f.nr;
+  uint32_t idx[64], got = 0;
+  for (uint32_t k, tries = 0; (k = f.frames.take(idx, 64)) > 0 || ++tries < 200; got += k) {}
+  EXPECT_EQ(got, 1500u);
+}

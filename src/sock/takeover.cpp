@@ -1,0 +1,290 @@
+// See takeover.hpp.
+#include "sock/takeover.hpp"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include "base/clock.hpp"
+#include "base/libc.hpp"
+#include "base/log.hpp"
+#include "base/no_cancel.hpp"
+#include "base/raw_syscall.hpp"
+#include "ip/ip.hpp"
+#include "sock/kernel_repair.hpp"
+#include "sock/lane_sys.hpp"
+#include "sock/mux.hpp"
+#include "sock/pool.hpp"
+#include "sock/rows.hpp"
+#include "stack/helper.hpp"
+#include "stack/process.hpp"
+#include "stack/wire_port.hpp"
+#include "tcp/repair.hpp"
+#include "tcp/tcp_sock.hpp"
+
+namespace icepath {
+namespace {
+
+constexpr nsec rest_limit = 5 * sec_ns;
+// Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
+tcp_repair_state moving;
+
+void drain(stack* st) {
+  for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
+}
+
+// The lane ends; the connection, if there is one, is the kernel's. Outside calls meet a plain socket from here on.
+void end(lane* l, bool again) {
+  socket* s = l->s;
+  stack* st = l->st;
+  if (l->sk) {
+    l->sk->owner = nullptr;
+    tcp_sk_free(st->net, l->sk);
+    l->sk = nullptr;
+  }
+  st->sockets.fetch_sub(1, std::memory_order_relaxed);
+  s->ops.store(0, std::memory_order_relaxed);
+  if (again) s->retry_at = clock_now() + 20 * msec_ns;
+  s->never.store(!again, std::memory_order_relaxed);
+  row_demoted(s);
+  s->past_fast_tx += l->f_tx;
+  s->past_fast_rx += l->f_rx;
+  if (l->pending_err) s->pending_err = l->pending_err;
+  // In this order: who finds no lane may promote the connection again, and set `fast`.
+  s->fast.store(false, std::memory_order_release);
+  __atomic_store_n(&s->ln, nullptr, __ATOMIC_RELEASE);
+  lane_free(l);
+  epoll_sync(s);
+  sock_wake(s, wake_changed);
+}
+
+// A route to the next hop by its link-layer address.
+dst_entry* route_to(stack* st, const wire_route& r) {
+  net& n = st->net;
+  neighbour* nb = neigh_lookup(n, r.dev, r.next_hop);
+  if (!nb) nb = neigh_create(n, r.dev, r.next_hop);
+  if (!nb) return nullptr;
+  if (nb->nud_state != nud::permanent || std::memcmp(nb->ha, r.mac, 6) != 0) neigh_update(n, nb, nud::permanent, r.mac);
+  dst_entry* d = ip_route_via(n, r.dev, nb, r.mtu);
+  neigh_release(n, nb);
+  return d;
+}
+
+const char* reason_of(const repair_result& r, bool* again) {
+  *again = r.err == -EBUSY;
+  switch (-r.err) {
+    case EPERM: return "CAP_NET_ADMIN is missing";
+    case EBUSY: return "busy in the kernel";
+    case ENOTCONN: return "not established";
+    case EOPNOTSUPP: return "TCP_ULP or microsecond timestamps";
+    default: return "the kernel does not part with it";
+  }
+}
+
+// Inside. The socket is `fast` already, nobody else is in a call on it.
+const char* move_in(lane* l, const wire_route& r, bool* again) {
+  net& n = l->st->net;
+  dst_entry* d = route_to(l->st, r);
+  if (!d) return "out of memory";
+  tcp_sock* sk = tcp_sk_alloc(n, &lane_tcp_ops, l);
+  if (!sk) { dst_release(n, d); return "out of memory"; }
+  tcp_set_dst(n, sk, d);
+  const auto undo = [&](const char* why) {
+    sk->owner = nullptr;
+    tcp_sk_free(n, sk);
+    return why;
+  };
+  repair_result k = kernel_repair_prepare(l->fd, moving);
+  if (!k.ok()) return undo(reason_of(k, again));
+  // What the tcp_sock announces to the kernel is what the connection has; a short answer here is the kernel's word about a rule of somebody else.
+  if (const int e = wire_flow_add(l->t); e < 0) {
+    *again = e != -EAFNOSUPPORT;
+    return undo(e == -EEXIST ? "the flow is steered elsewhere" : "no room for the flow");
+  }
+  k = kernel_take_over(l->fd, moving);
+  if (!k.moved) {
+    wire_flow_del(l->t);
+    return undo(reason_of(k, again));
+  }
+  const int e = k.ok() ? tcp_import(n, sk, moving) : k.err;
+  if (e == 0) {
+    l->sk = sk;
+    return nullptr;
+  }
+  repair_result b = kernel_give_back(l->fd, moving);
+  wire_flow_del(l->t);
+  if (b.ok()) b = kernel_give_back_finish(l->fd, moving);
+  if (!b.ok()) {   // neither home would have it: say so, and end it as a lost connection ends
+    log_error("a connection could not be taken over (%s), nor given back (%s: %s): it ends", k.step, b.step, strerrordesc_np(-b.err));
+    l->s->pending_err = ECONNRESET;
+  }
+  return undo("the stack does not take it");
+}
+
+}  // namespace
+
+const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
+  const no_cancel whole;
+  wire_route r;
+  if (const char* why = wire_find(t, fd, &r, again)) return why;
+  *again = true;
+  if (!helper_start()) return "no helper thread";
+  stack* st = r.st;
+  lane* l = lane_alloc(s, st, fd);
+  if (!l) return "out of memory";
+  if (!stack_enter(st)) { lane_free(l); return "busy"; }
+  drain(st);
+  st->lane_work_fn = lane_run_work;
+  st->net.now = clock_now();
+  l->t = t;
+  l->wire = true;
+  s->st = st;
+  s->ln = l;
+  const char* why = "busy in a kernel call";
+  const bool committed = lane_commit(l);
+  if (committed) why = move_in(l, r, again);
+  if (why) {
+    s->fast.store(false, std::memory_order_release);
+    __atomic_store_n(&s->ln, nullptr, __ATOMIC_RELEASE);
+    lane_free(l);
+    stack_leave(st);
+    if (committed) sock_wake(s, wake_changed);
+    return why;
+  }
+  if (st->sockets.fetch_add(1, std::memory_order_relaxed) == 0) helper_unpark();
+  l->phase = lane_phase::open;
+  l->tx = tx_lane::fast;
+  l->rx = rx_lane::fast;
+  l->rx_hdr_seen = true;
+  s->reason = "promoted";
+  s->tries = 0;
+  mib_add(st->net.stats->SockPromoted);
+  row_promoted(s);
+  lane_publish(l);
+  sock_wake(s, wake_changed);
+  stack_leave(st);
+  epoll_sync(s);
+  return nullptr;
+}
+
+bool give_back(lane* l, const char* why, bool later) {
+  socket* s = l->s;
+  net& n = l->st->net;
+  const no_cancel whole;
+  s->reason = why;
+  l->want_kernel = !later;
+  drain(l->st);
+  if (!l->s || s->ln != l) return true;
+  n.now = clock_now();
+  if (l->sk->state == TCP_CLOSE) {   // reset, or timed out: there is nothing left to give. The kernel's socket ends as quietly
+    if (l->sk->err) l->pending_err = l->sk->err;
+    sockaddr none{};
+    none.sa_family = AF_UNSPEC;
+    raw_syscall(SYS_connect, l->fd, &none, sizeof none);
+    wire_flow_del(l->t);
+    end(l, false);
+    return true;
+  }
+  if (tcp_export(n, l->sk, moving) != 0) return false;
+  repair_result k = kernel_give_back(l->fd, moving);
+  if (!k.ok()) {
+    log_warn("fd %d cannot be given back (%s: %s): it stays on the fast path", l->fd, k.step, strerrordesc_np(-k.err));
+    if (tcp_thaw(n, l->sk) != 0) log_error("fd %d: neither the kernel nor the fast path has it", l->fd);
+    return false;
+  }
+  mib_add(n.stats->SockDemoted);
+  wire_flow_del(l->t);
+  k = kernel_give_back_finish(l->fd, moving);
+  // What the kernel's send buffer would not hold. Its peer reads or it does not; a connection that lost its tail must not look whole.
+  const nsec until = clock_now() + rest_limit;
+  size_t off = moving.sndq.len - (k.left < moving.sndq.len ? k.left : moving.sndq.len);
+  while (k.ok() && off < moving.sndq.len && clock_now() < until) {
+    const ssize_t w = lane_sys::send(l->fd, moving.sndq.data + off, moving.sndq.len - off, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (w > 0) { off += static_cast<size_t>(w); continue; }
+    if (errno != EAGAIN && errno != EINTR) break;
+    pollfd p{l->fd, POLLOUT, 0};
+    raw_syscall(SYS_poll, &p, 1, 10);
+  }
+  if (!k.ok() || off < moving.sndq.len) {
+    log_error("fd %d: %zu bytes could not be given to the kernel (%s): the connection ends", l->fd, moving.sndq.len - off, k.step);
+    const linger lg{1, 0};
+    real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
+    l->pending_err = ECONNRESET;
+  }
+  end(l, later);
+  return true;
+}
+
+bool takeover_close(lane* l) {
+  if (give_back(l, "closed")) return true;
+  // The kernel cannot finish it: TCP here does, as long as the process lives. Closing the parked socket is silent.
+  tcp_sock* sk = l->sk;
+  sk->owner = nullptr;
+  l->sk = nullptr;
+  tcp_close(l->st->net, sk);
+  end(l, false);
+  return true;
+}
+
+ssize_t takeover_send(lane* l, user_msg& m, int flags) {
+  if (ICEPATH_UNLIKELY(l->pending_err)) {
+    const int e = l->pending_err;
+    l->pending_err = 0;
+    return -e;
+  }
+  const ssize_t r = tcp_sendmsg(l->st->net, l->sk, m, flags & (MSG_MORE | MSG_EOR));
+  if (ICEPATH_LIKELY(r > 0)) {
+    l->f_tx += static_cast<size_t>(r);
+    row_sent(l->s, l->f_tx);
+  }
+  return r;
+}
+
+ssize_t takeover_recv(lane* l, user_msg* m, size_t max, int flags) {
+  if (ICEPATH_UNLIKELY(l->pending_err)) {
+    const int e = l->pending_err;
+    l->pending_err = 0;
+    return -e;
+  }
+  const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max, flags & (MSG_PEEK | MSG_TRUNC));
+  if (r > 0 && !(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
+  return r;
+}
+
+void takeover_readiness(lane* l, uint32_t* ready) {
+  uint32_t p = tcp_poll(l->sk);
+  if (!(p & EPOLLOUT)) l->sk->sock_nospace = true;   // as the kernel's poll does: write_space is owed
+  if ((p & EPOLLIN) && !(p & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) && tcp_inq(l->sk) < l->s->rcvlowat) p &= ~uint32_t{EPOLLIN | EPOLLRDNORM};
+  if (l->pending_err) p |= EPOLLERR;
+  *ready = p;
+}
+
+namespace {
+void review_one(socket* s, void*) {
+  stack* st = s->st;
+  lane* l = s->ln;
+  if (!st || !l || !s->fast.load() || !stack_enter(st)) return;
+  four_tuple t{};
+  const bool wire = s->ln == l && l->s == s && l->st == st && l->wire;
+  if (wire) t = l->t;
+  const int fd = wire ? l->fd : -1;
+  stack_leave(st);
+  if (!wire) return;
+  wire_route r;
+  bool again;
+  const char* why = wire_find(t, fd, &r, &again);
+  if (!stack_enter(st)) return;
+  if (s->ln == l && l->s == s && l->st == st && l->wire && l->t == t) {
+    st->net.now = clock_now();
+    if (why) give_back(l, why, true);
+    else if (dst_entry* d = route_to(st, r)) tcp_set_dst(st->net, l->sk, d);   // by another next hop, perhaps
+  }
+  stack_leave(st);
+}
+}  // namespace
+
+void takeover_review() { sockets_for_each(review_one, nullptr); }
+
+}  // namespace icepath
