@@ -54,6 +54,18 @@ def changes_of_each_kind():
     check(p.ask("route - 10.0.1.2") == "error 101", "nothing by a link that is gone")
 
 
+def routes_that_go_without_a_word():
+    """Without IPv6, whose routes are announced: only the link and the address tell that IPv4 routes are gone."""
+    a, _ = pair("w")
+    run(*inside(a, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"))
+    p = Probe(a)
+    ip(a, "route add 10.9.0.0/16 via 10.0.1.2")
+    p.until("route - 10.9.1.1", "ok")
+    ip(a, "link set v1 down")
+    p.step()
+    check(p.ask("route - 10.9.1.1") == "error 101", "gone with the link")
+
+
 def carrier():
     a, b = pair("l")
     p = Probe(a)
@@ -183,5 +195,5 @@ def does_not_fit():
 
 
 if __name__ == "__main__":
-    main([changes_of_each_kind, carrier, neighbours, stale_is_probed_and_confirmed, path_mtu, without_privilege, lost_notifications,
-          does_not_fit])
+    main([changes_of_each_kind, routes_that_go_without_a_word, carrier, neighbours, stale_is_probed_and_confirmed, path_mtu, without_privilege,
+          lost_notifications, does_not_fit])

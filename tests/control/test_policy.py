@@ -89,6 +89,8 @@ def nftables():
     with_rules(o("ip saddr 10.0.0.2 ip daddr 10.0.0.1 drop"), "ok")
     with_rules(o(f"tcp sport {SPORT} tcp dport {DPORT} drop"), drop)
     with_rules(o("udp dport 53 drop"), "ok")
+    with_rules(o(f"tcp dport != {DPORT} drop"), "ok")
+    with_rules(o(f"tcp dport != {DPORT + 1} drop"), drop)
     with_rules(o("meta skuid 7 drop"), "ok", uid=8)
     with_rules(o("meta skuid 7 drop"), drop, uid=7)
     with_rules(o("meta mark 7 drop"), drop, mark=7)
