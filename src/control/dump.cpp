@@ -75,7 +75,7 @@ bool on_route(const nlmsghdr* m, void* p) {
   if (m->nlmsg_type != RTM_NEWROUTE) return true;
   if (!netlink_attrs(m, sizeof(rtmsg), tb, RTA_NH_ID)) return s.err = -EBADMSG, false;
   const auto* h = static_cast<const rtmsg*>(mnl_nlmsg_get_payload(m));
-  if (h->rtm_family != AF_INET && h->rtm_family != AF_INET6) return true;   // multicast routing, MPLS
+  if (h->rtm_family != s.family) return true;   // multicast routing, MPLS
   if (h->rtm_flags & RTM_F_CLONED) return true;
   route_row r{};
   r.family = h->rtm_family;
@@ -212,8 +212,9 @@ int dump_addrs(netlink& n, addr_row* rows, uint32_t max) {
 
 int dump_routes(netlink& n, route_row* rows, uint32_t max) {
   dump_sink s{rows, 0, max, 0};
-  int k = dump<rtmsg>(n, RTM_GETROUTE, AF_INET, on_route, s);
-  if (k >= 0) k = dump<rtmsg>(n, RTM_GETROUTE, AF_INET6, on_route, s);
+  int k = 0;
+  for (const uint8_t family : {family_v4, family_v6})
+    if (s.family = family; (k = dump<rtmsg>(n, RTM_GETROUTE, family, on_route, s)) < 0) return k;
   if (k <= 0) return k;
   std::sort(rows, rows + k, route_less);
   for (int i = 0; i < k; ++i) rows[i].seq = 0;   // it has done its work; equal keys mean unknown anyway
@@ -223,7 +224,9 @@ int dump_routes(netlink& n, route_row* rows, uint32_t max) {
 int dump_rules(netlink& n, rule_row* rows, uint32_t max) {
   dump_sink s{rows, 0, max, 0};
   const int k = dump<fib_rule_hdr>(n, RTM_GETRULE, AF_INET, on_rule, s);
-  return k < 0 ? k : dump<fib_rule_hdr>(n, RTM_GETRULE, AF_INET6, on_rule, s);
+  if (k < 0) return k;
+  const int k6 = dump<fib_rule_hdr>(n, RTM_GETRULE, AF_INET6, on_rule, s);
+  return k6 == -EAFNOSUPPORT ? k : k6;   // no IPv6: no plain rules of it, so every such route is unknown
 }
 
 int dump_neighs(netlink& n, neigh_row* rows, uint32_t max) {

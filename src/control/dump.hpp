@@ -17,6 +17,7 @@ struct dump_sink {
   void* rows;
   uint32_t n, max;
   int err;
+  uint8_t family = 0;   // only rows of it: without IPv6 the kernel answers its dump with that of all families
 };
 int dump_all(netlink& n, nlmsghdr* m, bool (*each)(const nlmsghdr*, void*), dump_sink& s);
 template <class T>

@@ -16,7 +16,8 @@ control* control_open(int* err);                          // all tables read; nu
 void control_close(control* c);
 const control_tables& control_view(const control* c);
 int control_fd(const control* c);                         // an epoll descriptor: readable means control_step
-// Reads what has come. *next: when to come again though nothing comes (~0: not needed); now and *next are of clock_now().
+// Reads what has come. *next: when to come again though nothing comes; now and *next are of clock_now(). It is at most a second away, for what has no
+// notification. A process without promoted flows need not come back for it: it sleeps on, and steps before it promotes again.
 control_changes control_step(control* c, nsec now, nsec* next);
 void control_forget(control* c);                          // in a fork child: closes our copies of the descriptors, frees nothing of the parent's
 

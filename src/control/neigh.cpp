@@ -1,4 +1,4 @@
-// See neigh.hpp.
+// See neigh.hpp; and control_pmtu of route.hpp, which asks in the same way.
 #include "control/neigh.hpp"
 
 #include <linux/neighbour.h>
@@ -8,6 +8,7 @@
 
 #include "base/fd.hpp"
 #include "base/raw_syscall.hpp"
+#include "control/route.hpp"
 
 namespace icepath {
 namespace {
@@ -144,6 +145,39 @@ int control_confirm(neigh_fds& f, const inet_addr& saddr, const inet_addr& daddr
   }
   const long k = raw_syscall(SYS_sendmsg, fd, &m, MSG_CONFIRM | msg_probe | MSG_DONTWAIT | MSG_NOSIGNAL);
   return k < 0 ? static_cast<int>(k) : 0;
+}
+
+int control_pmtu(const inet_addr& saddr, const inet_addr& daddr, uint32_t oif) {
+  const bool v4 = daddr.is_v4();
+  const long fd = raw_syscall(SYS_socket, v4 ? AF_INET : AF_INET6, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return static_cast<int>(fd);
+  union {
+    sockaddr any;
+    sockaddr_in v4;
+    sockaddr_in6 v6;
+  } a[2]{};
+  const inet_addr* from[2] = {&saddr, &daddr};
+  for (int i = 0; i < 2; ++i) {
+    if (v4) {
+      a[i].v4.sin_family = AF_INET;
+      std::memcpy(&a[i].v4.sin_addr, from[i]->b + 12, 4);
+      a[i].v4.sin_port = i ? __builtin_bswap16(9) : 0;
+    } else {
+      a[i].v6.sin6_family = AF_INET6;
+      std::memcpy(&a[i].v6.sin6_addr, from[i]->b, 16);
+      a[i].v6.sin6_port = i ? __builtin_bswap16(9) : 0;
+    }
+  }
+  const socklen_t len = v4 ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
+  int mtu = 0;
+  socklen_t mtu_len = sizeof mtu;
+  const int index = static_cast<int>(oif);
+  long e = oif ? raw_syscall(SYS_setsockopt, fd, SOL_SOCKET, SO_BINDTOIFINDEX, &index, sizeof index) : 0;
+  if (e >= 0) e = raw_syscall(SYS_bind, fd, &a[0], len);
+  if (e >= 0) e = raw_syscall(SYS_connect, fd, &a[1], len);
+  if (e >= 0) e = raw_syscall(SYS_getsockopt, fd, v4 ? IPPROTO_IP : IPPROTO_IPV6, v4 ? IP_MTU : IPV6_MTU, &mtu, &mtu_len);
+  raw_syscall(SYS_close, fd);
+  return e < 0 ? static_cast<int>(e) : mtu;
 }
 
 }  // namespace icepath

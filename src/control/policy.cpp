@@ -113,7 +113,8 @@ const char* control_policy_tables(const control_tables& t, const policy_flow& f)
 
 const char* control_policy_check(const control_tables& t, const policy_flow& f) {
   const char* why = control_policy_tables(t, f);
-  return why ? why : control_policy_ask(f);
+  if (!why) why = control_policy_cgroup(f.cgroup);
+  return why ? why : control_policy_conntrack(f.tuple);
 }
 
 }  // namespace icepath

@@ -36,10 +36,11 @@
 // | XDP of others    | the port's business: the xdp port does not attach beside a program that is not its own   |                     |       |
 //
 // N: CAP_NET_ADMIN in the namespace; without it the row is unknown, so a program without it lets the broker check. root: file mode 0440.
-// A look each second costs one open and read of four files of /proc and two bpf() calls for each link, about 20 us.
+// Measured (2 vCPU, Linux 6.18, three links): a look each second 0.11 ms; control_policy_tables 2 us, with 500 nftables rules 80 us; all of
+// control_policy_check 0.15 ms, most of it the cgroup.
 //
-// policy_generation (tables.hpp) changes with any row that is watched; the owner then checks all his flows again, and the flows of a cgroup that
-// may have changed every second (one check is three system calls at most).
+// policy_generation (tables.hpp) changes with any row that is watched; the owner then asks control_policy_tables for each of his flows again. A
+// cgroup program comes without a word: he asks control_policy_cgroup each second, once for each cgroup that his flows are of.
 #pragma once
 #include "control/tables.hpp"
 
@@ -58,8 +59,9 @@ struct policy_flow {
 const char* control_policy_check(const control_tables& t, const policy_flow& f);
 // The part that reads only tables.
 const char* control_policy_tables(const control_tables& t, const policy_flow& f);
-// The part that asks the kernel, in the namespace of the calling thread.
-const char* control_policy_ask(const policy_flow& f);
+// The parts that ask the kernel, in the namespace of the calling thread.
+const char* control_policy_cgroup(uint64_t cgroup);
+const char* control_policy_conntrack(const four_tuple& t);
 
 enum policy_tc : uint32_t { tc_filter = 1, tc_qdisc = 2, tc_block = 4, tc_tcx = 8, tc_tcx_unknown = 16 };
 enum policy_host : uint32_t { host_ip_tables = 1, host_ip6_tables = 2, host_tables_unknown = 4, host_lsm = 8, host_lsm_unknown = 16 };

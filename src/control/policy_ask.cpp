@@ -95,19 +95,6 @@ int tracked(const four_tuple& t) {
   return e == -ENOENT ? 0 : e ? e : -EBADMSG;
 }
 
-const char* ask_conntrack(const four_tuple& t) {
-  char b[32];
-  const long n = read_file("/proc/sys/net/netfilter/nf_conntrack_count", b, sizeof b);   // of the reader's namespace
-  if (n == -ENOENT) return nullptr;   // no conntrack in this kernel
-  if (n > 0 && b[0] == '0' && (b[1] == '\n' || b[1] == 0)) return nullptr;
-  for (const bool turned : {false, true}) {   // as the tuple of whoever spoke first
-    const int r = tracked(turned ? t.reversed() : t);
-    if (r == 1) return "conntrack: the connection is tracked";
-    if (r < 0) return "conntrack: cannot be asked";
-  }
-  return nullptr;
-}
-
 // A directory fd of the cgroup: by the path of this process when the number is the same, else by number (CAP_DAC_READ_SEARCH). -errno.
 long open_cgroup(uint64_t id) {
   char b[4096], path[4400], mounts[16384];
@@ -154,7 +141,22 @@ long open_cgroup(uint64_t id) {
   return fd;
 }
 
-const char* ask_cgroup(uint64_t id) {
+}  // namespace
+
+const char* control_policy_conntrack(const four_tuple& t) {
+  char b[32];
+  const long n = read_file("/proc/sys/net/netfilter/nf_conntrack_count", b, sizeof b);   // of the reader's namespace
+  if (n == -ENOENT) return nullptr;   // no conntrack in this kernel
+  if (n > 0 && b[0] == '0' && (b[1] == '\n' || b[1] == 0)) return nullptr;
+  for (const bool turned : {false, true}) {   // as the tuple of whoever spoke first
+    const int r = tracked(turned ? t.reversed() : t);
+    if (r == 1) return "conntrack: the connection is tracked";
+    if (r < 0) return "conntrack: cannot be asked";
+  }
+  return nullptr;
+}
+
+const char* control_policy_cgroup(uint64_t id) {
   const long fd = open_cgroup(id);
   if (fd < 0) return "cgroup BPF: the socket's cgroup cannot be opened";
   static constexpr struct { uint32_t type; const char* why; } hooks[] = {
@@ -174,13 +176,6 @@ const char* ask_cgroup(uint64_t id) {
   }
   raw_syscall(SYS_close, fd);
   return why;
-}
-
-}  // namespace
-
-const char* control_policy_ask(const policy_flow& f) {
-  if (const char* why = ask_cgroup(f.cgroup)) return why;
-  return ask_conntrack(f.tuple);
 }
 
 }  // namespace icepath

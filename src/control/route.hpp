@@ -9,7 +9,7 @@
 //   - local and main give different answers by longest prefix over both together and by one after the other: which of them the kernel does depends on
 //     whether there ever was a rule of one's own;
 //   - IPv6 source-prefix routes (subtrees); multicast, broadcast and link-local destinations.
-// The MTU is the route's or link's; a path MTU that the kernel learnt for the destination is not in any dump (control_pmtu asks for it).
+// The MTU is the route's or link's; a path MTU that the kernel learnt for the destination is in no dump and not announced (control_pmtu asks for it).
 #pragma once
 #include "control/tables.hpp"
 
@@ -32,6 +32,9 @@ struct route_answer {
   uint32_t table;
 };
 
+// The kernel's path MTU to the peer: an unsent UDP socket's, a few system calls, no capability. -errno. To be asked when a flow begins, and when
+// segments of full size are lost: the port leaves ICMP to the kernel, which learns from it.
+int control_pmtu(const inet_addr& saddr, const inet_addr& daddr, uint32_t oif);
 route_answer control_route(const control_tables& t, const route_query& q);
 
 }  // namespace icepath

@@ -1,11 +1,10 @@
 // The mirror of the kernel's control plane (DESIGN section 10): one flat block without pointers, written by one control thread (mirror.hpp), read
 // by any stack without locks and system calls. It may lie in shared memory: a reader bounds every index by the capacity, whatever the writer says.
 //
-// | who    | what                                                        | order                                                                |
-// |--------|-------------------------------------------------------------|----------------------------------------------------------------------|
-// | writer | fills side[(gen + 1) & 1], then gen = gen + 1               | gen store release; partner: the readers' first load                  |
-// | writer | begins the next filling                                     | release fence after the gen store before it; partner: fence in valid |
-// | reader | g = gen; reads side[g & 1] by words; gen is still g: valid  | acquire load, relaxed words, acquire fence, relaxed load             |
+// | who    | what                                            | order                                                                                |
+// |--------|-------------------------------------------------|--------------------------------------------------------------------------------------|
+// | writer | fills side[(gen + 1) & 1] by words, then ++gen  | words release, gen release                                                           |
+// | reader | g = gen; words of side[g & 1]; gen is still g   | acquire each. Who sees a word of a later filling sees the gen stored before it began |
 //
 // A reader never waits for a writer that was put to sleep: the side it reads is left alone until the writer has gone on to the next generation.
 // Generation 0 is "never read"; a table that could not be read, or does not fit, is published as unknown, which means: the kernel's business.
@@ -28,19 +27,16 @@ struct mirror_table {
   alignas(64) side_t side[2];
 
   uint32_t generation() const { return gen.load(std::memory_order_acquire); }
-  bool valid(uint32_t g) const {
-    std::atomic_thread_fence(std::memory_order_acquire);
-    return gen.load(std::memory_order_relaxed) == g;
-  }
-  bool known(uint32_t g) const { return g && __atomic_load_n(&side[g & 1].known, __ATOMIC_RELAXED); }
+  bool valid(uint32_t g) const { return gen.load(std::memory_order_relaxed) == g; }
+  bool known(uint32_t g) const { return g && __atomic_load_n(&side[g & 1].known, __ATOMIC_ACQUIRE); }
   uint32_t count(uint32_t g) const {
-    const uint64_t c = __atomic_load_n(&side[g & 1].count, __ATOMIC_RELAXED);
+    const uint64_t c = __atomic_load_n(&side[g & 1].count, __ATOMIC_ACQUIRE);
     return c < N ? static_cast<uint32_t>(c) : N;
   }
   T at(uint32_t g, uint32_t i) const {   // i < N
     uint64_t w[sizeof(T) / 8];
     const uint64_t* from = side[g & 1].words + size_t{i} * (sizeof(T) / 8);
-    for (size_t k = 0; k < sizeof(T) / 8; ++k) w[k] = __atomic_load_n(from + k, __ATOMIC_RELAXED);
+    for (size_t k = 0; k < sizeof(T) / 8; ++k) w[k] = __atomic_load_n(from + k, __ATOMIC_ACQUIRE);
     T t;
     std::memcpy(&t, w, sizeof t);
     return t;
@@ -53,15 +49,14 @@ struct mirror_table {
     if (!is_known) n = 0;
     if (g && now.count == n && now.known == is_known && (n == 0 || std::memcmp(now.words, rows, n * sizeof(T)) == 0)) return false;
     side_t& next = side[(g + 1) & 1];
-    __atomic_store_n(&next.count, n, __ATOMIC_RELAXED);
-    __atomic_store_n(&next.known, uint64_t{is_known}, __ATOMIC_RELAXED);
+    __atomic_store_n(&next.count, n, __ATOMIC_RELEASE);
+    __atomic_store_n(&next.known, uint64_t{is_known}, __ATOMIC_RELEASE);
     uint64_t w;
     for (size_t k = 0; k < size_t{n} * (sizeof(T) / 8); ++k) {
       std::memcpy(&w, reinterpret_cast<const char*>(rows) + k * 8, 8);
-      __atomic_store_n(next.words + k, w, __ATOMIC_RELAXED);
+      __atomic_store_n(next.words + k, w, __ATOMIC_RELEASE);
     }
     gen.store(g + 1 ? g + 1 : 2, std::memory_order_release);   // never 0 again; the parity goes on
-    std::atomic_thread_fence(std::memory_order_release);
     return true;
   }
 };

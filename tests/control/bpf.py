@@ -1,4 +1,4 @@
-# Two BPF programs of two instructions, loaded and attached by bpf(2) itself: nothing else is needed for the tests of cgroup BPF and tcx. x86-64 and arm64.
+# BPF programs of two instructions, loaded and attached by bpf(2) itself: the tests of cgroup BPF and tcx need no more. x86-64 and arm64.
 import ctypes
 import os
 import platform

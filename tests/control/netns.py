@@ -1,5 +1,5 @@
-# What the tests of the control plane share: network namespaces named ctl-PID-x with veth pairs between them, and the probe (probe.cpp) in one of them.
-# Everything made here is removed at exit, also after a failure. A machine that cannot do it: exit 77 and the reason.
+# What the tests of the control plane share: network namespaces named ctl-PID-x with veth pairs between them, and the probe (probe.cpp) in one of
+# them. Everything made here is removed at exit, also after a failure. A machine that cannot do it: exit 77 and the reason.
 import atexit
 import os
 import shutil

@@ -1,6 +1,6 @@
 // The mirror, to be asked by a test: one command a line on standard input, one answer a line. It runs in the namespace that the test has made.
-// Commands: step | route SADDR DADDR [MARK OIF] | neigh IFINDEX ADDR | resolve IFINDEX ADDR | confirm SADDR DADDR IFINDEX | count | gens | policy
-// KEY=VALUE... | lose
+// Commands: step | route SADDR DADDR [MARK OIF] | neigh IFINDEX ADDR | resolve IFINDEX ADDR | confirm SADDR DADDR IFINDEX | pmtu SADDR DADDR |
+// count | gens | netns | cost | policy KEY=VALUE...
 #include <arpa/inet.h>
 #include <poll.h>
 #include <unistd.h>
@@ -72,7 +72,8 @@ void route(std::istream& in) {
   if (a.verdict == route_verdict::unknown) std::cout << "unknown " << a.reason << "\n";
   else if (a.verdict == route_verdict::error) std::cout << "error " << a.err << "\n";
   else
-    std::cout << "ok " << a.ifindex << ' ' << (a.local ? "local" : a.has_gw ? text(a.next_hop) : "link") << ' ' << a.mtu << ' ' << text(a.src) << "\n";
+    std::cout << "ok " << a.ifindex << ' ' << (a.local ? "local" : a.has_gw ? text(a.next_hop) : "link") << ' ' << a.mtu << ' ' << text(a.src)
+              << "\n";
 }
 
 void neigh(std::istream& in) {
@@ -108,6 +109,30 @@ void policy(std::istream& in) {
   std::cout << (why ? std::string("kernel ") + why : "ok") << "\n";
 }
 
+// Microseconds of: a step with its look at what has no notification, a route, the tables' part of the policy check, all of it. For people to read.
+void cost() {
+  const control_tables& t = control_view(c);
+  route_query q{};
+  policy_flow f{};
+  parse("10.0.0.1", q.saddr);
+  parse("10.0.0.2", q.daddr);
+  f.tuple = four_tuple{q.saddr, q.daddr, 40000, 7000};
+  f.ifindex = control_route(t, q).ifindex;
+  const auto each = [](int n, auto work) {
+    const nsec begin = clock_now();
+    for (int i = 0; i < n; ++i) work(i);
+    return static_cast<double>(clock_now() - begin) / n / 1000;
+  };
+  nsec ahead = clock_now();
+  const double look = each(100, [&](int) { control_step(c, ahead += 2 * sec_ns, &next_step); });
+  const double route = each(10000, [&](int) { (void)control_route(t, q); });
+  const double tables = each(10000, [&](int) { (void)control_policy_tables(t, f); });
+  const double all = each(1000, [&](int) { (void)control_policy_check(t, f); });
+  std::printf("look %.1f route %.2f tables %.2f check %.1f\n", look, route, tables, all);
+  std::fflush(stdout);
+  next_step = 0;
+}
+
 }  // namespace
 
 int main() {
@@ -130,11 +155,18 @@ int main() {
     else if (cmd == "neigh") neigh(in);
     else if (cmd == "policy") policy(in);
     else if (cmd == "count")
-      std::cout << t.links.count(t.links.generation()) << ' ' << t.addrs.count(t.addrs.generation()) << ' ' << t.routes.count(t.routes.generation()) << ' '
-                << t.rules.count(t.rules.generation()) << ' ' << t.neighs.count(t.neighs.generation()) << "\n";
+      std::cout << t.links.count(t.links.generation()) << ' ' << t.addrs.count(t.addrs.generation()) << ' '
+                << t.routes.count(t.routes.generation()) << ' ' << t.rules.count(t.rules.generation()) << ' '
+                << t.neighs.count(t.neighs.generation()) << "\n";
     else if (cmd == "gens")
       std::cout << t.links.generation() << ' ' << t.addrs.generation() << ' ' << t.routes.generation() << ' ' << t.rules.generation() << ' '
                 << t.neighs.generation() << ' ' << t.policy_generation.load() << "\n";
+    else if (cmd == "pmtu") {
+      std::string s, d;
+      address a{}, b{};
+      in >> s >> d;
+      std::cout << (parse(s, a) && parse(d, b) ? control_pmtu(a, b, 0) : -EINVAL) << "\n";
+    } else if (cmd == "cost") cost();
     else if (cmd == "resolve" || cmd == "confirm") {
       uint32_t ifindex = 0;
       std::string s, d;

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""The mirror follows the kernel: links, addresses, routes that go without a word, neighbours, lost notifications, tables that do not fit. Resolution and
-confirmation are asked of the kernel without a packet of our own."""
+"""The mirror follows the kernel: links, addresses, routes that go without a word, neighbours, lost notifications, tables that do not fit.
+Resolution and confirmation are asked of the kernel without a packet of our own."""
 import json
 import subprocess
+import sys
 
 from netns import Probe, batch, check, ifindex, inside, ip, mac, main, namespace, run, veth, wait_for
 
@@ -53,14 +54,26 @@ def changes_of_each_kind():
     check(p.ask("route - 10.0.1.2") == "error 101", "nothing by a link that is gone")
 
 
+def routes_that_go_without_a_word():
+    """Without IPv6, whose routes are announced: only the link and the address tell that IPv4 routes are gone."""
+    a, _ = pair("w")
+    run(*inside(a, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1"))
+    p = Probe(a)
+    ip(a, "route add 10.9.0.0/16 via 10.0.1.2")
+    p.until("route - 10.9.1.1", "ok")
+    ip(a, "link set v1 down")
+    p.step()
+    check(p.ask("route - 10.9.1.1") == "error 101", "gone with the link")
+
+
 def carrier():
     a, b = pair("l")
     p = Probe(a)
     check(p.ask("route - 10.0.0.2").startswith("ok"), "before")
     ip(b, "link set w0 down")
-    wait_for(lambda: p.step() is not None and p.ask("route - 10.0.0.2").startswith("unknown the route's link is down"), "a link without carrier is not used")
+    p.until("route - 10.0.0.2", "unknown the route's link is down")
     ip(b, "link set w0 up")
-    wait_for(lambda: p.step() is not None and p.ask("route - 10.0.0.2").startswith("ok"), "carrier is back")
+    p.until("route - 10.0.0.2", "ok")
 
 
 def packets(ns, dev):
@@ -94,8 +107,8 @@ def neighbours():
 
 
 def stale_is_probed_and_confirmed():
-    """NTF_USE sends a stale entry to DELAY as a packet would. Then: confirmed, it is REACHABLE without a probe; not confirmed, it is probed and fails, because the
-    peer does not answer."""
+    """NTF_USE sends a stale entry to DELAY as a packet would. Then: confirmed, it is REACHABLE without a probe; not confirmed, it is probed and
+    fails, because the peer does not answer."""
     a, b = pair("s")
     ip(b, "link set w0 arp off")
     v0, peer = ifindex(a, "v0"), mac(b, "w0")
@@ -124,16 +137,35 @@ def stale_is_probed_and_confirmed():
         p.until(f"neigh {v0} 10.0.0.2", "usable" if confirm else "failed")
 
 
+def path_mtu():
+    """What the kernel learnt from ICMP is in no dump, but can be asked for."""
+    a, r, b = namespace("pa"), namespace("pr"), namespace("pb")
+    veth(a, "v0", r, "r0")
+    veth(r, "r1", b, "w0")
+    for ns, dev, addr in ((a, "v0", "10.0.0.1"), (r, "r0", "10.0.0.254"), (r, "r1", "10.0.1.254"), (b, "w0", "10.0.1.1")):
+        ip(ns, f"addr add {addr}/24 dev {dev}")
+    ip(a, "route add default via 10.0.0.254")
+    ip(b, "route add default via 10.0.1.254")
+    ip(r, "link set r1 mtu 1300")
+    run(*inside(r, "sysctl", "-qw", "net.ipv4.ip_forward=1"))
+    p = Probe(a)
+    check(p.ask("pmtu 10.0.0.1 10.0.1.1") == "1500", "nothing learnt yet")
+    send = "import socket; s=socket.socket(socket.AF_INET,socket.SOCK_DGRAM); s.setsockopt(0,10,2); s.sendto(bytes(1400),('10.0.1.1',9))"
+    run(*inside(a, sys.executable, "-c", send))   # IP_MTU_DISCOVER, IP_PMTUDISC_DO
+    wait_for(lambda: p.ask("pmtu 10.0.0.1 10.0.1.1") == "1300", f"the path MTU is {p.ask('pmtu 10.0.0.1 10.0.1.1')}")
+    check(p.ask("pmtu 10.9.9.9 10.0.1.1") == "-99", "a source that is not ours")
+
+
 def without_privilege():
     """A process without capabilities has the mirror; resolution is refused with the kernel's errno, policy is unknown."""
     a, _ = pair("u")
     p = Probe(a)
     subprocess.run(inside(a, "ping", "-c1", "10.0.0.2"), capture_output=True, check=False)
-    from netns import sys
     q = subprocess.Popen(inside(a, "setpriv", "--reuid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all", sys.argv[1]),
                          stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     v0 = ifindex(a, "v0")
-    out, _err = q.communicate(f"route - 10.0.0.2\nresolve {v0} 10.0.0.5\nconfirm 10.0.0.1 10.0.0.2 {v0}\npolicy if={v0} s=10.0.0.1 d=10.0.0.2 sport=1 dport=2\n")
+    asked = ("route - 10.0.0.2", f"resolve {v0} 10.0.0.5", f"confirm 10.0.0.1 10.0.0.2 {v0}", f"policy if={v0} s=10.0.0.1 d=10.0.0.2 sport=1 dport=2")
+    out, _err = q.communicate("\n".join(asked) + "\n")
     lines = out.splitlines()
     check(lines[:2] == ["ready", f"ok {v0} link 1500 10.0.0.1"], f"routes need no capability: {lines}")
     check(lines[2:4] == ["-1", "0"], f"resolve is refused, confirm is not: {lines}")
@@ -163,4 +195,5 @@ def does_not_fit():
 
 
 if __name__ == "__main__":
-    main([changes_of_each_kind, carrier, neighbours, stale_is_probed_and_confirmed, without_privilege, lost_notifications, does_not_fit])
+    main([changes_of_each_kind, routes_that_go_without_a_word, carrier, neighbours, stale_is_probed_and_confirmed, path_mtu, without_privilege,
+          lost_notifications, does_not_fit])

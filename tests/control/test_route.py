@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""control_route against `ip route get`: random routing tables (a fixed seed), IPv4 and IPv6. The mirror may say unknown; it may not be wrong, and it must know
-the plain cases."""
+"""control_route against `ip route get`: random routing tables (a fixed seed), IPv4 and IPv6. The mirror may say unknown; it may not be wrong, and
+it must know the plain cases."""
 import ipaddress
 import json
 import os
@@ -187,8 +187,9 @@ def rules_and_refusals():
     probe.step()
     answer = f"ok {ifindex(ns, 'v1')} 10.0.1.2 1400 10.0.1.1"
     check(probe.ask("route - 192.168.3.4") == answer, "the plain answer")
-    for rule in ("fwmark 5 lookup 100", "from 10.0.1.1 lookup 100", "to 1.2.3.4 lookup 100", "iif lo lookup 100", "ipproto tcp dport 80 lookup 100", "tos 0x10 lookup 100",
-                 "uidrange 1-5 lookup 100", "not fwmark 1 lookup 100", "priority 5 lookup 100", "suppress_prefixlength 0 lookup main", "goto 32766 priority 3"):
+    for rule in ("fwmark 5 lookup 100", "from 10.0.1.1 lookup 100", "to 1.2.3.4 lookup 100", "iif lo lookup 100", "ipproto tcp dport 80 lookup 100",
+                 "tos 0x10 lookup 100", "uidrange 1-5 lookup 100", "not fwmark 1 lookup 100", "priority 5 lookup 100",
+                 "suppress_prefixlength 0 lookup main", "goto 32766 priority 3"):
         ip(ns, f"rule add {rule}")
         check("rules" in probe.step(), f"rule {rule} is noticed")
         check(probe.ask("route - 192.168.3.4") == "unknown ip rules", f"rule {rule} is not evaluated")
