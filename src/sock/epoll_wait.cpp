@@ -149,11 +149,11 @@ void collect(wait_call& c, int room) {
     uint32_t bits = item_poll(it);
     const uint32_t flags = it->events.load(std::memory_order_relaxed);
     // One report: the bits the kernel answers belong to it. They are the whole report of an edge whose own bits are gone again (data that was read).
-    if (it->in_kernel && it->kcookie && it->s && ((flags & EPOLLET) || (bits && (flags & EPOLLONESHOT)))) {
+    if (it->in_kernel && it->kcookie && it->s && ((flags & EPOLLET) || bits)) {
       const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>((it->kreg & 0x3fff) | POLLRDHUP)));
       bits |= now & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
       bits |= flags & end_bits(it->told.load(std::memory_order_relaxed));
-      if ((bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
+      if ((flags & (EPOLLET | EPOLLONESHOT)) && (bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
     }
     if (!bits) continue;
     if (bits & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
