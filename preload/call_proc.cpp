@@ -6,6 +6,7 @@
 // Ends: exit() and quick_exit() reach process_ends through the destructor and the quick_exit handler (init.cpp), after the program's own handlers.
 #include <alloca.h>
 #include <fcntl.h>
+#include <linux/seccomp.h>
 #include <sched.h>
 #include <spawn.h>
 #include <sys/prctl.h>
@@ -179,7 +180,7 @@ ICEPATH_EXPORT int prctl(int option, ...) noexcept {
   unsigned long a[4];
   for (auto& v : a) v = va_arg(ap, unsigned long);
   va_end(ap);
-  if (option == PR_SET_SECCOMP) before_sandbox();
+  if (option == PR_SET_SECCOMP && (a[0] != SECCOMP_MODE_FILTER || a[1])) before_sandbox();   // without a filter: a question, answered with EFAULT
   return next::prctl(option, a[0], a[1], a[2], a[3]);
 }
 

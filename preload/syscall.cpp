@@ -93,8 +93,9 @@ bool concerns_us(long nr, long a, long b, long c) {
 #ifdef SYS_dup2
     case SYS_dup2: return true;
 #endif
-    case SYS_seccomp: return a == SECCOMP_SET_MODE_STRICT || a == SECCOMP_SET_MODE_FILTER;
-    case SYS_prctl: return a == PR_SET_SECCOMP;
+    // Strict mode with flags or an argument, and a filter that is not there, are questions; the answer is an error.
+    case SYS_seccomp: return (a == SECCOMP_SET_MODE_STRICT && !b && !c) || (a == SECCOMP_SET_MODE_FILTER && c);
+    case SYS_prctl: return a == PR_SET_SECCOMP && (b != SECCOMP_MODE_FILTER || c);
     case SYS_sendfile: return fd_lookup(static_cast<int>(a)) || fd_lookup(static_cast<int>(b));
     case SYS_splice: return fd_lookup(static_cast<int>(a)) || fd_lookup(static_cast<int>(c));
     default: return fd_lookup(static_cast<int>(a)) != nullptr;

@@ -265,11 +265,23 @@ bool lane_shut_write(lane* l) {
 }
 
 // At exit: orphans that still had something to deliver hand it to the kernel now.
-void lanes_exit(stack* st) {
-  struct local { static void each(lane* l) { if (l->phase == lane_phase::closing) lane_close(l, true); } };
+void lanes_exit(stack* st, bool go_on) {
+  struct local {
+    static void end(lane* l) { if (l->phase == lane_phase::closing) lane_close(l, true); }
+    static void end_and_close(lane* l) {
+      if (l->phase != lane_phase::closing) return;
+      socket* const s = l->s;
+      const int fd = l->fd;
+      lane_close(l, true);
+      lane_sys::close(fd);
+      process_fd_del_internal(fd);
+      s->ln = nullptr;
+      socket_release(s);
+    }
+  };
   if (!stack_enter(st)) return;
   st->net.now = clock_now();
-  lanes_for_each(st, local::each);
+  lanes_for_each(st, go_on ? local::end_and_close : local::end);
   stack_leave(st);
 }
 

@@ -149,6 +149,8 @@ epoll_item* item_alloc() {
   it->sync_mark = 0;
   it->queued.store(false, std::memory_order_relaxed);
   it->seen_call = 0;
+  it->echo.store(false, std::memory_order_relaxed);
+  it->edged.store(false, std::memory_order_relaxed);
   it->we.fn = item_wake;
   return it;
 }
@@ -211,6 +213,10 @@ void item_wake(wait_entry* we, uint32_t mask) {
       bits &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
       news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND};
     }
+    if (it->edged.load(std::memory_order_relaxed) && it->ep && it->ep->drained.load(std::memory_order_relaxed) != it->edge_at) {
+      bits &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDBAND};   // those unread bytes have been told as an edge when they came
+      news &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDBAND};
+    }
     const uint32_t all = it->told.load(std::memory_order_relaxed);
     const uint32_t old = all & EPOLLHUP ? all : all & told_end ? EPOLLIN | EPOLLRDNORM | EPOLLRDBAND : 0u;   // after the end nothing comes anew
     bits &= ~old;
@@ -218,6 +224,8 @@ void item_wake(wait_entry* we, uint32_t mask) {
     if (!bits && !news) return;
   } else if (mask && !(mask & wake_changed) && !(ep_expand_kernel(mask) & asked)) {
     return;
+  } else if (mask & EPOLLIN) {
+    it->edged.store(false, std::memory_order_relaxed);
   }
   if (it->disabled.load(std::memory_order_relaxed)) return;
   epoll* const ep = it->ep;
@@ -326,6 +334,15 @@ void mux_fork_child() {
     ep->hot.store(true, std::memory_order_relaxed);
     ep->lock.reset();
     ep->inherited.store(!ep->items.empty(), std::memory_order_relaxed);
+    epoll_unlock(ep);
+  });
+}
+
+// The rings stay: their owners may be looking at them, and the end of a ring interrupts its thread's next wait in the kernel with EINTR.
+void mux_step_aside() {
+  epolls.each([](epoll* ep) {
+    if (ep->kind != file_kind::epoll || !ep->lock.lock()) return;
+    if (!ep->items.empty()) epoll_give_back(ep);
     epoll_unlock(ep);
   });
 }

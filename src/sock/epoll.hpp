@@ -143,6 +143,11 @@ struct epoll_item {
   uint32_t added_at = 0;                // ep->drained at the last ADD or MOD
   std::atomic<bool> told_out{false};    // EPOLLOUT reported since then by the fast side
   std::atomic<uint32_t> told{0};        // every bit this side of the library has reported since then; written under ep->lock
+  // After told_end: the kernel set reports what was registered anew, because lanes have changed, once more; that is no event. Set under ep->lock.
+  std::atomic<bool> echo{false};
+  // epoll_edge has told the kernel set of bytes that are the fast lane's when the kernel lane is read; edge_at: ep->drained then.
+  std::atomic<bool> edged{false};
+  uint32_t edge_at = 0;
   uint64_t seen_call = 0;               // reported in this call of this thread already, at place seen_at: bits are merged
   const char* seen_by = nullptr;
   int seen_at = 0;
@@ -248,6 +253,7 @@ void item_kernel_del(epoll_item* it);                   // under lock
 void item_remove(epoll_item* it);                       // under lock, signals blocked
 void item_set_stack(epoll_item* it);                    // under lock
 void epoll_sync_item(epoll_item* it);                   // under lock
+void epoll_give_back(epoll* ep);                        // under lock: the kernel set as the application made it
 
 // epoll_kick.cpp
 void epoll_kick(epoll* ep);                             // get threads out of the plain kernel wait

@@ -155,7 +155,7 @@ int add(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev, bool w
   }
   if (slot) *slot = it;
   if (watched) item_set_stack(it);
-  if (ours && item_queue(it)) epoll_notify(ep);
+  if (ours && item_poll(it) && item_queue(it)) epoll_notify(ep);   // what comes later queues it by itself
   if (it->inner && ep->plain.load(std::memory_order_seq_cst)) epoll_kick(ep);
   epoll_unlock(ep);
   return 0;
@@ -176,7 +176,7 @@ int modify(epoll* ep, int epfd, int fd, file* target, const epoll_event& ev) {
     it->told_out.store(false, std::memory_order_relaxed);
     it->told.store(0, std::memory_order_relaxed);
     it->disabled.store(false, std::memory_order_seq_cst);
-    if (item_kernel_apply(it, true, &err) && item_queue(it)) epoll_notify(ep);
+    if (item_kernel_apply(it, true, &err) && item_poll(it) && item_queue(it)) epoll_notify(ep);
   }
   epoll_unlock(ep);
   return err;
@@ -245,7 +245,8 @@ bool item_kernel_apply(epoll_item* it, bool force, int* err) {
   const uint32_t all = (asked & ep_bits) | ep_always;
   uint32_t k = it->inner ? all : all & ep_expand_kernel(sock_poll(it->s).kernel_bits);
   if ((asked & EPOLLET) && (it->told.load(std::memory_order_relaxed) & told_end)) k &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDBAND};
-  const bool cookie = it->inner || (asked & EPOLLONESHOT) || k != all;
+  const bool echo = !force && !err && (asked & EPOLLET) && (it->told.load(std::memory_order_relaxed) & told_end);
+  const bool cookie = it->inner || (asked & EPOLLONESHOT) || k != all || echo;
   const bool fast = it->inner || k != all;
   if (!k || has_ended(it, asked)) { item_kernel_del(it); return fast; }
   // What was asked beside the event bits stays; EPOLLERR and EPOLLHUP need not be named.
@@ -254,6 +255,7 @@ bool item_kernel_apply(epoll_item* it, bool force, int* err) {
   const uint64_t data = cookie ? item_cookie(it) : it->data;
   const int epfd = ep->fd.load(std::memory_order_relaxed);
   int r = 0;
+  const bool anew = !it->in_kernel || force || it->kreg != want || it->kcookie != cookie;
   if (it->in_kernel && (force || it->kreg != want || it->kcookie != cookie)) {
     if (want & EPOLLEXCLUSIVE) {                        // the kernel does not modify these
       item_kernel_del(it);
@@ -274,6 +276,11 @@ bool item_kernel_apply(epoll_item* it, bool force, int* err) {
   if (r == 0) {
     it->kreg = want;
     it->kcookie = cookie;
+    if (anew) it->echo.store(echo, std::memory_order_relaxed);
+    if (anew && (k & EPOLLIN)) {                        // the program's own call tells all that is unread, on both lanes
+      it->edge_at = ep->drained.load(std::memory_order_relaxed);
+      it->edged.store((force || err) && (asked & EPOLLET) && it->s && sock_poll(it->s).kernel_bits != ~0u, std::memory_order_relaxed);
+    }
     ep->hot.store(true, std::memory_order_release);
   } else if (err) {
     *err = r;
@@ -338,34 +345,51 @@ void epoll_sync_item(epoll_item* it) {
   item_wake(&it->we, wake_changed);
 }
 
-void epoll_sync(socket* s) {
+// fn on every item of s, under its set's lock. Where a signal handler finds its own thread at work on the set, that thread does an epoll_sync_item.
+static void each_item(socket* s, void (*fn)(epoll_item*)) {
   static std::atomic<uint32_t> marks{0};
-  if (!s->items.empty()) {
-    no_signals block;
-    const uint32_t mark = marks.fetch_add(1, std::memory_order_relaxed) + 1;
-    for (;;) {
-      epoll_item* it = nullptr;
-      epoll* ep = nullptr;
-      wait_lock(s);
-      for (list_node* n = s->items.next; n != &s->items && !it; n = n->next) {
-        epoll_item* const i = list_entry<epoll_item, &epoll_item::of_socket>(n);
-        if (i->sync_mark == mark || !i->we.node.linked()) continue;
-        i->sync_mark = mark;
-        it = i;
-        ep = i->ep;
-      }
-      wait_unlock(s);
-      if (!it) break;
-      if (!ep->lock.lock()) {
-        it->resync.store(true, std::memory_order_relaxed);
-        ep->pending.store(true, std::memory_order_relaxed);
-        continue;
-      }
-      if (it->ep == ep && it->s == s) epoll_sync_item(it);
-      epoll_unlock(ep);
+  if (s->items.empty()) return;
+  no_signals block;
+  const uint32_t mark = marks.fetch_add(1, std::memory_order_relaxed) + 1;
+  for (;;) {
+    epoll_item* it = nullptr;
+    epoll* ep = nullptr;
+    wait_lock(s);
+    for (list_node* n = s->items.next; n != &s->items && !it; n = n->next) {
+      epoll_item* const i = list_entry<epoll_item, &epoll_item::of_socket>(n);
+      if (i->sync_mark == mark || !i->we.node.linked()) continue;
+      i->sync_mark = mark;
+      it = i;
+      ep = i->ep;
     }
+    wait_unlock(s);
+    if (!it) break;
+    if (!ep->lock.lock()) {
+      it->resync.store(true, std::memory_order_relaxed);
+      ep->pending.store(true, std::memory_order_relaxed);
+      continue;
+    }
+    if (it->ep == ep && it->s == s) fn(it);
+    epoll_unlock(ep);
   }
+}
+
+void epoll_sync(socket* s) {
+  each_item(s, epoll_sync_item);
   sock_wake(s, wake_changed);                           // poll and select ask anew who answers what
+}
+
+void epoll_edge(socket* s) {
+  each_item(s, [](epoll_item* it) {
+    if (!(it->events.load(std::memory_order_relaxed) & EPOLLET) || !it->in_kernel || it->disabled.load(std::memory_order_relaxed)) return;
+    if (it->dead.load(std::memory_order_relaxed) || !(it->kreg & (EPOLLIN | EPOLLRDNORM | EPOLLRDBAND))) return;
+    // The kernel looks at what is registered anew, and reports it once, together with what it may have to tell already.
+    it->echo.store(false, std::memory_order_relaxed);
+    it->edge_at = it->ep->drained.load(std::memory_order_relaxed);
+    it->edged.store(true, std::memory_order_relaxed);
+    kernel_ctl(it->ep->fd.load(std::memory_order_relaxed), EPOLL_CTL_MOD, it->kfd, it->kreg, it->kcookie ? item_cookie(it) : it->data);
+    it->ep->hot.store(true, std::memory_order_release);
+  });
 }
 
 // shutdown() raises an edge of its own, also on a connection that has ended: what has_ended keeps out of the kernel set comes in again.
@@ -376,7 +400,9 @@ void epoll_shut(socket* s) {
     no_signals block;
     wait_lock(s);
     for (list_node* n = s->items.next; n != &s->items; n = n->next) {
-      auto& told = list_entry<epoll_item, &epoll_item::of_socket>(n)->told;
+      epoll_item* const it = list_entry<epoll_item, &epoll_item::of_socket>(n);
+      auto& told = it->told;
+      it->echo.store(false, std::memory_order_relaxed);
       if (told.load(std::memory_order_relaxed) & EPOLLHUP) { told.store(0, std::memory_order_relaxed); any = true; }
     }
     wait_unlock(s);
@@ -445,16 +471,28 @@ bool epoll_item_allows_promotion(socket* s, const char** reason) {
   return ok;
 }
 
+// A oneshot that has fired on the fast side stands in no kernel set; it gets a place there that reports nothing but the end, for the MOD to come.
+void epoll_give_back(epoll* ep) {
+  const int epfd = ep->fd.load(std::memory_order_relaxed);
+  for (list_node* n = ep->items.next; n != &ep->items; n = n->next) {
+    epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
+    const bool fired = it->disabled.load(std::memory_order_relaxed);
+    if (it->in_kernel && it->kcookie && !fired) kernel_ctl(epfd, EPOLL_CTL_MOD, it->kfd, it->kreg, it->data);
+    else if (!it->in_kernel && fired && kernel_ctl(epfd, EPOLL_CTL_ADD, it->kfd, EPOLLONESHOT, it->data) == 0) {
+      it->in_kernel = true;
+      it->kcookie = false;
+      it->kreg = EPOLLONESHOT;
+      ep->in_kernel.fetch_add(1, std::memory_order_relaxed);
+    }
+  }
+}
+
 void epoll_export(int epfd) {
   epoll* const ep = as_epoll(fd_lookup(epfd));
   if (!ep) return;
   export_set(ep, "in an epoll set given to another program");
   if (!ep->lock.lock()) return;
-  for (list_node* n = ep->items.next; n != &ep->items; n = n->next) {
-    epoll_item* const it = list_entry<epoll_item, &epoll_item::all>(n);
-    if (it->in_kernel && it->kcookie && !it->disabled.load(std::memory_order_relaxed))
-      kernel_ctl(ep->fd.load(std::memory_order_relaxed), EPOLL_CTL_MOD, it->kfd, it->kreg, it->data);
-  }
+  epoll_give_back(ep);
   epoll_unlock(ep);
 }
 

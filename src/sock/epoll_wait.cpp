@@ -53,6 +53,16 @@ int kernel_wait(epoll* ep, int epfd, epoll_event* ev, int max, nsec timeout, con
   return r < 0 ? -errno : r;
 }
 
+// Under the lock, before a look at the item: what happens from now on queues it again.
+void unqueue(epoll_item* it) {
+  epoll* const ep = it->ep;
+  epoll_take_incoming(ep);
+  if (!it->ready.linked()) return;
+  it->ready.unlink();
+  ep->nready.store(ep->nready.load(std::memory_order_relaxed) - 1, std::memory_order_relaxed);
+  it->queued.exchange(false, std::memory_order_seq_cst);
+}
+
 // Results of the kernel set, in place: cookies are translated, the kick dropped. Returns how many are left.
 int translate(wait_call& c, epoll_event* ev, int n) {
   int i = 0;
@@ -70,13 +80,21 @@ int translate(wait_call& c, epoll_event* ev, int n) {
     if (!it || it->ep != ep || !it->in_kernel) continue;
     const uint32_t asked = (it->events.load(std::memory_order_relaxed) & ep_bits) | ep_always;
     const uint32_t bits = ev[i].events & asked & (it->inner ? asked : ep_expand_kernel(sock_poll(it->s).kernel_bits));
-    const bool oneshot = it->events.load(std::memory_order_relaxed) & EPOLLONESHOT;
+    const bool oneshot = it->events.load(std::memory_order_relaxed) & EPOLLONESHOT, edge = it->events.load(std::memory_order_relaxed) & EPOLLET;
     if (!bits) {                                        // of a lane that has moved meanwhile
       if (oneshot) item_kernel_apply(it, true);
       continue;
     }
+    const uint32_t told = it->told.load(std::memory_order_relaxed);
+    if (ICEPATH_UNLIKELY(it->echo.load(std::memory_order_relaxed))) {
+      it->echo.store(false, std::memory_order_relaxed);
+      if (!(bits & ~told) && !it->s->tx_blocked.load(std::memory_order_relaxed)) continue;
+    }
     if (oneshot && it->disabled.exchange(true, std::memory_order_relaxed)) continue;
-    const uint32_t merged = bits | (it->inner ? 0 : item_poll(it)) | (asked & end_bits(it->told.load(std::memory_order_relaxed)));
+    if (locked && edge) unqueue(it);                    // what it was queued for is in this report
+    const uint32_t merged = bits | (it->inner ? 0 : item_poll(it)) | (asked & end_bits(told));
+    if (edge && it->s && (merged & EPOLLIN) && !(told & told_end) && (lane_sys::look(it->kfd, POLLRDHUP) & POLLRDHUP))
+      it->told.fetch_or(told_end, std::memory_order_relaxed);
     if (it->seen_call == c.id && it->seen_by == &mux_self) {  // the fast side has reported it in this call
       it->seen_bits |= merged;
       c.out[it->seen_at].events |= merged;
@@ -129,14 +147,15 @@ void collect(wait_call& c, int room) {
     it->queued.exchange(false, std::memory_order_seq_cst);
     if (it->dead.load(std::memory_order_relaxed) || it->disabled.load(std::memory_order_relaxed)) continue;
     uint32_t bits = item_poll(it);
-    if (!bits) continue;
     const uint32_t flags = it->events.load(std::memory_order_relaxed);
-    if ((flags & (EPOLLONESHOT | EPOLLET)) && it->in_kernel && it->s) {   // one report: the bits the kernel answers belong to it
+    // One report: the bits the kernel answers belong to it. They are the whole report of an edge whose own bits are gone again (data that was read).
+    if (it->in_kernel && it->kcookie && it->s && ((flags & EPOLLET) || bits)) {
       const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>((it->kreg & 0x3fff) | POLLRDHUP)));
       bits |= now & ((flags & ep_bits) | ep_always) & ep_expand_kernel(sock_poll(it->s).kernel_bits);
       bits |= flags & end_bits(it->told.load(std::memory_order_relaxed));
-      if ((bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
+      if ((flags & (EPOLLET | EPOLLONESHOT)) && (bits & EPOLLIN) && (now & POLLRDHUP)) it->told.fetch_or(told_end, std::memory_order_relaxed);
     }
+    if (!bits) continue;
     if (bits & EPOLLOUT) it->told_out.store(true, std::memory_order_relaxed);
     it->told.fetch_or(bits, std::memory_order_relaxed);
     epoll_event ev;
@@ -269,7 +288,7 @@ int on_sleep(void* ctx, pollfd* wake, unsigned n, nsec timeout, const sigset_t* 
 
 int wait_mixed(epoll* ep, wait_call& c, nsec deadline, const sigset_t* mask) {
   ep->refs.fetch_add(1, std::memory_order_acq_rel);
-  if (fd_lookup(c.epfd) != ep || ep->gone.load(std::memory_order_acquire)) {
+  if (fd_lost(c.epfd, ep) || ep->gone.load(std::memory_order_acquire)) {
     epoll_put(ep);
     return -EBADF;
   }

@@ -209,7 +209,7 @@ void lane_rebase(lane* l, int fd) {
 
 bool lane_commit(lane* l) {
   socket* s = l->s;
-  if (promotion_paused() || !holders_alone(s)) return false;
+  if (promotion_paused() || sandboxed() || !holders_alone(s)) return false;
   s->fast.store(true, std::memory_order_seq_cst);  // partner: the counters a plain call raises before it looks at `fast`
   if (s->rx_calls.load(std::memory_order_seq_cst) == 0 && s->tx_calls.load(std::memory_order_seq_cst) == 0) return true;
   s->fast.store(false, std::memory_order_seq_cst);
@@ -318,6 +318,11 @@ void lane_advance(lane* l) {
   if (l->tx != tx0) news &= ~uint32_t{EPOLLOUT | EPOLLWRNORM};   // the kernel lane was as ready
   if (l->tx != tx0 || l->rx != rx0 || l->phase != phase0) sock_wake(s, news | wake_changed);
   else if (news) sock_wake(s, news);
+  if (ICEPATH_UNLIKELY(l->rx == rx_lane::draining)) {
+    const uint64_t behind = lane_unread(l);
+    if (behind > l->behind) epoll_edge(s);
+    l->behind = behind;
+  }
 }
 
 // Nothing is lost by that when it left in order, or when its kernel lane has ended: what it sent then is in our kernel lane behind a header, or before the

@@ -79,6 +79,7 @@ struct lane {
   size_t tail_len = 0, tail_off = 0;
   uint8_t out[16] = {}, out_len = 0, out_off = 0;   // kernel header being written
   uint8_t in[16] = {}, in_len = 0;                  // kernel header being read
+  uint64_t behind = 0;       // fast bytes that came while the kernel lane was still read: watchers have been told of so many
   uint64_t rx_n = 0;         // kernel bytes before the fast stream
   uint64_t rx_f = ~0ull;     // fast bytes before the kernel lane goes on; ~0 unknown
   uint64_t k_skip = 0;       // surplus bytes of the kernel lane to drop
@@ -152,7 +153,7 @@ bool lane_may_give_up(const lane* l);                // lane_open_failed is safe
 bool sock_give_prefix(socket* s);                    // to the fork child that asked
 void sock_take_prefix(socket* s, uint32_t slot, uint32_t serial);
 ssize_t sock_read_prefix(socket* s, const iovec* iov, size_t iovcnt, int flags);   // -EAGAIN: there is none
-void lanes_exit(stack* st);
+void lanes_exit(stack* st, bool go_on = false);       // go_on: the process does not end, their descriptors are closed
 void lanes_for_each(stack* st, void (*fn)(lane*));   // inside
 
 }  // namespace icepath

@@ -35,6 +35,8 @@ bool epoll_item_allows_promotion(socket* s, const char** reason = nullptr);
 
 // Before exec, or before an epoll descriptor is given to another process: the kernel set gets the application's own data back.
 void epoll_export(int epfd);
+// The same for every set, when the library steps aside: from now on the program's calls reach the kernel sets unseen.
+void mux_step_aside();
 
 // fork, called by sock_fork_*: no set is in the middle of a change while the process is copied; the child drops rings and sleepers.
 void mux_fork_prepare();

@@ -35,6 +35,8 @@ bool fdtable_start() {
   return true;
 }
 
+void fdtable_stop() { __atomic_store_n(&fdtable_limit, 0u, __ATOMIC_RELEASE); }
+
 socket* socket_alloc() {
   take();
   if (free_socks.empty() && made < chunk * chunks) {   // one at a time: a page that is not needed is not touched

@@ -5,6 +5,7 @@
 namespace icepath {
 
 bool fdtable_start();                       // idempotent
+void fdtable_stop();                        // for good: from now on no descriptor is ours, every call is libc's
 socket* socket_alloc();                     // kind tcp, no fd; nullptr: out of memory
 void socket_release(socket* s);             // back to the pool; no fd, no lane, no items any more
 void fd_install(int fd, file* f);           // ++nr_fds

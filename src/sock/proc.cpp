@@ -371,22 +371,6 @@ ssize_t sock_empty_send(socket* s, int fd, int flags) {
 
 ssize_t sock_empty_recv(socket*, int, int) { return 0; }
 
-namespace {
-std::atomic<bool> in_sandbox{false};
-constexpr const char* sandbox_reason = "seccomp filter";
-
-void sandbox_one(socket* s, void*) {
-  if (s->state == sock_state::listening) return;
-  if (s->fast.load() || s->inherited.load()) sock_demote(s, sandbox_reason);
-  lane_unpublish(s, sandbox_reason);
-  s->never.store(true);
-  s->soft_block.store(false);
-  s->reason = sandbox_reason;
-}
-}  // namespace
-
-bool sandboxed() { return in_sandbox.load(std::memory_order_relaxed); }
-
 bool sock_is_wire(socket* s) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return false;
@@ -394,11 +378,6 @@ bool sock_is_wire(socket* s) {
   const bool wire = l && l->s == s && l->st == st && l->wire;
   stack_leave(st);
   return wire;
-}
-
-void sock_before_sandbox() {
-  in_sandbox.store(true);
-  sockets_for_each(sandbox_one, nullptr);
 }
 
 bool promotion_paused() { return forking.load(std::memory_order_seq_cst) != 0; }

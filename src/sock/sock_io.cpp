@@ -72,7 +72,7 @@ bool attempt_inside(call& c, stack* st) {
   lane* l = s->ln;
   if (ICEPATH_UNLIKELY(!s->fast.load(std::memory_order_relaxed) || !l || l->s != s || l->st != st)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : not_fast;
-  } else if (ICEPATH_UNLIKELY(fd_lookup(c.fd) != s && !c.held)) {
+  } else if (ICEPATH_UNLIKELY(fd_lost(c.fd, s) && !c.held)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
   } else {
     st->net.now = st->clock.now();
@@ -337,7 +337,7 @@ ssize_t sock_sendmsg(socket* s, int fd, sock_msg& m) {
         note_blocked(s, c.m.count != 0);
         return r;
       }
-      if (fd_lookup(fd) != s) return -EBADF;
+      if (fd_lost(fd, s)) return -EBADF;
       continue;
     }
     if (before_plain(s, fd)) continue;
@@ -378,7 +378,7 @@ ssize_t sock_recvmsg(socket* s, int fd, sock_msg& m) {
       c.target = m.flags & MSG_WAITALL ? c.want : s->rcvlowat < c.want ? s->rcvlowat : c.want;
       const ssize_t r = lanes(c, (m.flags & MSG_DONTWAIT) || s->nonblock.load(std::memory_order_relaxed), s->rcvtimeo);
       if (ICEPATH_UNLIKELY(r == not_fast)) {
-        if (fd_lookup(fd) != s) return -EBADF;
+        if (fd_lost(fd, s)) return -EBADF;
         continue;
       }
       if (r >= 0) {

@@ -169,7 +169,7 @@ void close_deferred(socket* s) {
 
 bool sock_hold(socket* s, int fd) {
   s->refs.fetch_add(1, std::memory_order_seq_cst);  // partner: defer_close, after the table slot was taken
-  if (fd_lookup(fd) == s) return true;
+  if (!fd_lost(fd, s)) return true;
   sock_put(s);
   return false;
 }

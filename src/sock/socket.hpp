@@ -93,6 +93,8 @@ extern unsigned fdtable_limit;          // 0 before set-up
 inline file* fd_lookup(int fd) {
   return ICEPATH_LIKELY(static_cast<unsigned>(fd) < fdtable_limit) ? fdtable[fd].load(std::memory_order_acquire) : nullptr;
 }
+// fd has been closed, or is another file meanwhile. After fdtable_stop nobody knows: the kernel says it.
+inline bool fd_lost(int fd, const file* f) { return fd_lookup(fd) != f && fdtable_limit != 0; }
 inline socket* as_socket(file* f) { return f && f->kind == file_kind::tcp ? static_cast<socket*>(f) : nullptr; }
 
 // ---- life. All are called by preload after the kernel has done the call. None fails visibly: what cannot be watched stays the kernel's.
@@ -159,6 +161,8 @@ void sock_wake(socket* s, uint32_t mask);                    // runs the waiters
 void epoll_on_create(int epfd);
 // A lane of s changed: adjust its registration in every kernel epoll set to the bits the kernel still answers for.
 void epoll_sync(socket* s);
+// Bytes have come by the fast lane behind unread ones of the kernel lane: an edge of EPOLLIN, although the kernel's answer to it stays the same.
+void epoll_edge(socket* s);
 void epoll_shut(socket* s);                                  // after shutdown()
 void epoll_on_close(int fd, file* f);                        // fd leaves f; Linux removes the registration when the last fd of the open file goes
 void epoll_destroy(file* f);

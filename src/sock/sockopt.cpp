@@ -7,10 +7,14 @@
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 
+#include <cstring>
+
+#include "base/alloc.hpp"
 #include "base/clock.hpp"
 #include "base/usercopy.hpp"
 #include "base/libc.hpp"
 #include "sock/lane.hpp"
+#include "sock/lane_sys.hpp"
 #include "sock/proc.hpp"
 #include "sock/wait.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -58,6 +62,22 @@ bool mirrored(int level, int name) {
       default: return false;
     }
   return false;
+}
+
+// While the kernel lane is drained: of `more` bytes in it behind the `left` that come before the fast stream, those that count. Not the kernel header, nor
+// what has come by the fast lane too.
+uint64_t behind_header(const lane* l, uint64_t left, uint64_t more) {
+  kernel_header h{};
+  if (more < sizeof h) return 0;
+  auto* b = static_cast<uint8_t*>(mem_alloc(left + sizeof h));
+  if (!b) return 0;
+  const bool whole = lane_sys::recv(l->fd, b, left + sizeof h, MSG_PEEK | MSG_DONTWAIT) == static_cast<ssize_t>(left + sizeof h);
+  if (whole) std::memcpy(&h, b + left, sizeof h);
+  mem_free(b);
+  if (!whole || h.magic != kernel_magic) return 0;
+  const uint64_t have = lane_unread(l), twice = h.f < have ? have - h.f : 0;
+  more -= sizeof h;
+  return more > twice ? more - twice : 0;
 }
 
 }  // namespace
@@ -156,6 +176,10 @@ int sock_ioctl(socket* s, int fd, unsigned long req, void* arg) {
       int k = 0;
       if ((in.l->rx != rx_lane::fast || in.l->rx_f != ~0ull) && real::ioctl(fd, FIONREAD, &k) != 0) return -errno;
       uint64_t v = static_cast<uint64_t>(k);
+      if (in.l->rx == rx_lane::draining) {
+        const uint64_t left = in.l->rx_n - s->k_rx.load(std::memory_order_relaxed);
+        if (v > left) v = left + behind_header(in.l, left, v - left);
+      }
       v = v > in.l->k_skip ? v - in.l->k_skip : 0;
       if (in.l->rx != rx_lane::kernel) v += lane_unread(in.l);
       const int out = static_cast<int>(v);

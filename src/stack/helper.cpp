@@ -24,7 +24,7 @@ namespace {
 constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_peer = 1ull << 63, key_stack = 1ull << 62;  // + slot, + stack number
 
 std::atomic<uint32_t> started{0};
-std::atomic<bool> parked{false};
+std::atomic<bool> parked{false}, stopping{false};
 int ep = -1, ev = -1, ctl = -1;
 pthread_t thread;
 thread_local bool is_helper __attribute__((tls_model("initial-exec"))) = false;
@@ -131,6 +131,7 @@ void* run(void*) {
     const int k = real::epoll_wait(ep, e, 64, timeout);
     parked.store(false, std::memory_order_relaxed);
     awake_at.store(0, std::memory_order_relaxed);
+    if (stopping.load(std::memory_order_acquire)) return nullptr;
     for (int i = 0; i < k; ++i) {
       if (e[i].data.u64 == key_event) {
         uint64_t v;
@@ -216,8 +217,28 @@ bool helper_start() {
   return ok;
 }
 
+void helper_stop() {
+  const no_cancel whole;
+  uint32_t v = 0;
+  if (started.compare_exchange_strong(v, 3) || v == 3) return;   // never started: it will not be
+  while ((v = started.load(std::memory_order_acquire)) == 1) sched_yield();
+  if (!started.compare_exchange_strong(v, 3)) return;
+  // `icepath off` asks nobody from here on; what it has asked is answered by the helper's last round or finds no reader.
+  process_region()->hdr->control.attended.store(0, std::memory_order_seq_cst);
+  stopping.store(true, std::memory_order_release);
+  wake_helper();
+  pthread_join(thread, nullptr);
+  control();
+  if (ctl >= 0) {
+    process_fd_del_internal(ctl);
+    real::close(ctl);
+    ctl = -1;
+  }
+}
+
 void helper_forget() {
   started.store(0);
+  stopping.store(false);
   parked.store(false);
   // The descriptors are the parent's open files: our copies go, the parent keeps its own.
   for (uint32_t i = 0; i < peers_top.load(); ++i) {   // a page that was not used is not touched

@@ -16,6 +16,7 @@ constexpr nsec helper_silence = 2 * msec_ns;
 
 bool helper_start();                       // idempotent
 void helper_forget();                      // in a fork child
+void helper_stop();                        // ends it for good and waits for that; not from the helper thread itself, nor while lanes need it
 void helper_unpark();                      // an application thread has woken: somebody may stop attending
 // A timer that nobody else may look at is due at `next` (~0: none): of a stack that is armed in the helper's name, or of a lane that is going home while its
 // thread may stay away. The helper will be awake then.

@@ -1,8 +1,14 @@
 // Random programs of socket and epoll calls, differential: every call's result is printed, so that the same seed on the kernel and on icepath must give
-// the same text. One thread holds both ends of several connections. After each step the program waits until what was sent has arrived (the model
-// knows how much that is), so that the answer to the next call does not depend on time.
+// the same text (diff.py compares). One thread holds both ends of several connections. After each step the program waits until all that the step has
+// set off is over (the model knows what that is), so that the answer to the next call does not depend on time:
+//   bytes have arrived; Nagle is off, because otherwise that would depend on delayed acknowledgements
+//   an end or a reset is visible at the other side
+//   a FIN is acknowledged: Linux delays that ACK by up to 40 ms, and it changes the sender's state, which is an edge for every epoll item of the sender
+// A wait that comes to nothing is printed: then the model is wrong, or bytes are lost.
 //
-// Usage: diff_epoll [first seed [number]]. Nagle is off, because otherwise arrival would depend on delayed acknowledgements.
+// Usage: diff_epoll [first seed [number [steps [cold]]]]. With "cold", a third of the connections are promoted before the program begins, the others in its
+// midst, if at all: lanes change with bytes unread and items registered. Otherwise all are promoted before. Every step draws from a generator of its own, so that a part of the steps ("0-40,55") is a program too:
+// what is left of a failing one when everything is taken away that it does not need.
 #include <algorithm>
 
 #include "common.hpp"
@@ -22,13 +28,13 @@ constexpr int conns = 3, ends = 2 * conns, sets = 2;
 struct end_state {
   int fd = -1;
   int arrived = 0;                        // unread bytes that must be here when all is quiet
-  bool open = false, wr_shut = false, rd_shut = false, reset = false;
+  bool open = false, wr_shut = false, reset = false, fin_acked = false;
 };
 
 class program {
  public:
-  explicit program(uint64_t seed) : r_{seed * 0x9E3779B97F4A7C15ull + 1} {
-    for (int c = 0; c < conns; c++) make(c);
+  program(uint64_t seed, bool cold) : cold_(cold), seed_(seed) {
+    for (int c = 0; c < conns; c++) make(c, !cold || c == static_cast<int>(seed % conns));
     for (int& s : ep_) s = epoll_create1(0);
   }
   ~program() {
@@ -36,10 +42,12 @@ class program {
       if (e.open) close(e.fd);
     for (int s : ep_) close(s);
   }
-  void run(int steps) {
-    for (int i = 0; i < steps; i++) {
-      step();
-      settle();
+  void run(const std::vector<bool>& steps) {
+    for (now_ = 0; now_ < static_cast<int>(steps.size()); now_++) {
+      if (!steps[static_cast<size_t>(now_)]) continue;
+      r_.s = ((seed_ << 10) + static_cast<uint64_t>(now_) + 1) * 0x9E3779B97F4A7C15ull;
+      for (int i = 0; i < 4; i++) r_(2);
+      settle(step());
     }
     for (int s = 0; s < sets; s++) harvest(s);
     say("%s", text_.c_str());
@@ -48,12 +56,12 @@ class program {
  private:
   static int peer(int i) { return i ^ 1; }
 
-  void make(int c) {
+  void make(int c, bool warm) {
     int l = listen_on();
     int a = connect_to(port_of(l)), b = accept(l, nullptr, nullptr);
     ::close(l);
     set_opt(a, IPPROTO_TCP, TCP_NODELAY, 1), set_opt(b, IPPROTO_TCP, TCP_NODELAY, 1);
-    warm_up(a, b);
+    if (warm) warm_up(a, b);
     nonblock(a), nonblock(b);
     e_[2 * c] = {a, 0, true};
     e_[2 * c + 1] = {b, 0, true};
@@ -65,27 +73,49 @@ class program {
     va_start(ap, f);
     vsnprintf(t, sizeof t, f, ap);
     va_end(ap);
-    text_ += t;
-    text_ += '\n';
+    text_ += std::to_string(now_) + ' ' + t + '\n';
   }
 
-  // Quiet: all bytes have arrived, ends and resets are visible, everything sent is acknowledged.
-  void settle() {
-    for (int i = 0; i < ends; i++) {
+  template <class F>
+  void wait_for(const char* what, int i, F pred) {
+    if (!until(pred, 1000)) note("end %d: no %s", i, what);
+  }
+  static int tcp_state(int fd) {
+    tcp_info t{};
+    socklen_t l = sizeof t;
+    return getsockopt(fd, IPPROTO_TCP, TCP_INFO, &t, &l) < 0 ? -1 : t.tcpi_state;
+  }
+
+  // Nothing of connection c is under way any more.
+  void settle(int c) {
+    for (int i : {2 * c, 2 * c + 1}) {
       end_state &e = e_[i], &p = e_[peer(i)];
       if (!e.open) continue;
       if (e.reset) {
-        until([&] { return poll_now(e.fd) & POLLHUP; }, 100);
+        wait_for("reset", i, [&] { return poll_now(e.fd) & POLLHUP; });
         continue;
       }
-      if (!e.rd_shut) until([&] { return unread(e.fd) >= e.arrived; }, 100);
-      if (p.wr_shut) until([&] { return poll_now(e.fd) & POLLRDHUP; }, 100);
-      if (p.wr_shut && e.wr_shut) until([&] { return poll_now(e.fd) & POLLHUP; }, 100);
+      wait_for("bytes", i, [&] { return unread(e.fd) >= e.arrived; });
+      if (p.wr_shut) wait_for("end", i, [&] { return poll_now(e.fd) & POLLRDHUP; });
+      if (p.wr_shut && e.wr_shut) wait_for("hangup", i, [&] { return poll_now(e.fd) & POLLHUP; });
+      if (!e.wr_shut || e.fin_acked) continue;
+      if (p.open) set_opt(p.fd, IPPROTO_TCP, TCP_QUICKACK, 1);
+      wait_for("answer to FIN", i, [&] {
+        int st = tcp_state(e.fd);
+        return st != TCP_FIN_WAIT1 && st != TCP_CLOSING && st != TCP_LAST_ACK;
+      });
+      e.fin_acked = true;
     }
   }
 
-  void step() {
+  // Returns the connection that the step was about.
+  int step() {
     int i = static_cast<int>(r_(ends));
+    act(i);
+    return i / 2;
+  }
+
+  void act(int i) {
     end_state &e = e_[i], &p = e_[peer(i)];
     int s = static_cast<int>(r_(sets));
     uint32_t what = r_(100);
@@ -109,7 +139,7 @@ class program {
     if (what < 97) {
       if (!e.open && !p.open) {
         note("new connection %d", i / 2);
-        return make(i / 2);
+        return make(i / 2, !cold_ || r_(2));
       }
       if (!e.open) return;
       bool unread_data = unread(e.fd) > 0, hard = r_(4) == 0;
@@ -176,20 +206,50 @@ class program {
     note("wait %d: %s%s", s, res(n).c_str(), t.c_str());
   }
 
-  rng r_;
+  const bool cold_;
+  const uint64_t seed_;
+  rng r_{1};
+  int now_ = 0;                           // number of the step
   end_state e_[ends];
   int ep_[sets];
   std::string text_;
 };
 
+constexpr int all_steps = 100;
+
+// "3-7,9": those steps. Empty on a text that is none of that.
+std::vector<bool> parse_steps(const char* t) {
+  std::vector<bool> steps(all_steps);
+  while (*t) {
+    char* end;
+    long from = strtol(t, &end, 10), to = from;
+    if (end == t) return {};
+    if (*end == '-') {
+      t = end + 1;
+      to = strtol(t, &end, 10);
+      if (end == t) return {};
+    }
+    if (from < 0 || to < from || to >= all_steps || (*end && *end != ',')) return {};
+    for (long i = from; i <= to; i++) steps[static_cast<size_t>(i)] = true;
+    t = *end ? end + 1 : end;
+  }
+  return steps;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   signal(SIGPIPE, SIG_IGN);
-  uint64_t first = argc > 1 ? strtoull(argv[1], nullptr, 10) : 1, count = argc > 2 ? strtoull(argv[2], nullptr, 10) : 250;
+  uint64_t first = argc > 1 ? strtoull(argv[1], nullptr, 10) : 1, count = argc > 2 ? strtoull(argv[2], nullptr, 10) : 50;
+  bool cold = argc > 4 && strcmp(argv[4], "cold") == 0;
+  std::vector<bool> steps = argc > 3 ? parse_steps(argv[3]) : std::vector<bool>(all_steps, true);
+  if (!first || !count || steps.empty()) {
+    fprintf(stderr, "usage: diff_epoll [first seed [number [steps [cold]]]]; seeds from 1, steps like 0-40,55 below %d\n", all_steps);
+    return 2;
+  }
   for (uint64_t seed = first; seed < first + count; seed++) {
     say("== seed %lu", seed);
-    program(seed).run(100);
+    program(seed, cold).run(steps);
   }
   return 0;
 }

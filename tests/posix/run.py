@@ -7,8 +7,7 @@
 The kernel is the oracle. Arm kernel runs the program twice without icepath: it must end well and say the same twice. Arm fast runs it once without and
 once with icepath and shows the difference of the two texts. --expect-fast says how many bytes must have gone the fast way at least, by the line that
 ICEPATH_STATS=1 prints; without that a program that silently stayed in the kernel would pass. A failed comparison is not repeated: an unstable answer is a
-failure too. --drop-unstable is for random programs: a part (from one "== " heading to the next) that two kernel runs answer differently is left out,
-as long as that is no more than one in twenty."""
+failure too. Random programs are compared by diff.py."""
 import argparse
 import difflib
 import os
@@ -74,22 +73,6 @@ def compare(name_a, a, name_b, b, err):
     raise Failed("\n".join(diff) + note)
 
 
-def sections(text):
-    """The parts of the text by their "== …" headings."""
-    parts = re.split(r"(?m)^(?=== )", text)
-    return {part.split("\n", 1)[0]: part for part in parts if part}
-
-
-def stable(first, second):
-    """What two kernel runs agree on, and the headings of the parts they do not; too many of those is a failure of the program."""
-    a, b = sections(first), sections(second)
-    bad = {h for h in a if a[h] != b.get(h)}
-    if len(bad) * 20 > len(a):
-        h = sorted(bad)[0]
-        compare(f"kernel ({len(bad)} of {len(a)} parts unstable)", a[h], "kernel, second run", b.get(h, ""), "")
-    return "".join(t for h, t in a.items() if h not in bad), bad
-
-
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("program")
@@ -98,24 +81,16 @@ def main():
     p.add_argument("--promote", choices=("eager", "lazy"), default="eager")
     p.add_argument("--expect-fast", type=int, default=0, metavar="BYTES")
     p.add_argument("--timeout", type=float, default=50.0)
-    p.add_argument("--drop-unstable", action="store_true")
     p.add_argument("cases", nargs="*")
     o = p.parse_args()
     try:
         want, _ = good("kernel", o.program, o.cases, environment(), o.timeout)
-        dropped = set()
-        if o.drop_unstable:
-            want, dropped = stable(want, good("kernel, second run", o.program, o.cases, environment(), o.timeout)[0])
         if o.arm == "kernel":
-            if o.drop_unstable:
-                return 0
             again, err = good("kernel, second run", o.program, o.cases, environment(), o.timeout)
             compare("kernel", want, "kernel, second run", again, err)
             return 0
         name = f"icepath ({o.promote})"
         got, err = good(name, o.program, o.cases, environment(o.lib, o.promote), o.timeout)
-        if o.drop_unstable:
-            got = "".join(t for h, t in sections(got).items() if h not in dropped)
         compare("kernel", want, name, got, err)
         moved = [int(m) for m in STATS.findall(err)]
         if not moved:
