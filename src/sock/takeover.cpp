@@ -28,6 +28,7 @@ namespace icepath {
 namespace {
 
 constexpr nsec rest_limit = 5 * sec_ns;
+std::atomic<uint32_t> live{0};       // connections that are ours now
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
 
@@ -48,6 +49,7 @@ void end(lane* l, bool again) {
   s->ops.store(0, std::memory_order_relaxed);
   if (again) s->retry_at = clock_now() + 20 * msec_ns;
   s->never.store(!again, std::memory_order_relaxed);
+  live.fetch_sub(1, std::memory_order_relaxed);
   row_demoted(s);
   s->past_fast_tx += l->f_tx;
   s->past_fast_rx += l->f_rx;
@@ -162,6 +164,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   s->tries = 0;
   mib_add(st->net.stats->SockPromoted);
   row_promoted(s);
+  if (live.fetch_add(1, std::memory_order_relaxed) == 0) helper_wire_due(clock_now() + sec_ns);
   lane_publish(l);
   sock_wake(s, wake_changed);
   stack_leave(st);
@@ -262,7 +265,11 @@ void takeover_readiness(lane* l, uint32_t* ready) {
 }
 
 namespace {
-void review_one(socket* s, void*) {
+struct reviewing { bool first_only, left, done = false; };
+
+void review_one(socket* s, void* ctx) {
+  auto* r0 = static_cast<reviewing*>(ctx);
+  if (r0->first_only && r0->done) return;
   stack* st = s->st;
   lane* l = s->ln;
   if (!st || !l || !s->fast.load() || !stack_enter(st)) return;
@@ -272,19 +279,40 @@ void review_one(socket* s, void*) {
   const int fd = wire ? l->fd : -1;
   stack_leave(st);
   if (!wire) return;
+  r0->done = true;
   wire_route r;
   bool again;
   const char* why = wire_find(t, fd, &r, &again);
   if (!stack_enter(st)) return;
   if (s->ln == l && l->s == s && l->st == st && l->wire && l->t == t) {
     st->net.now = clock_now();
-    if (why) give_back(l, why, true);
+    if (why) {
+      r0->left = true;
+      give_back(l, why, true);
+    }
     else if (dst_entry* d = route_to(st, r)) tcp_set_dst(st->net, l->sk, d);   // by another next hop, perhaps
   }
   stack_leave(st);
 }
 }  // namespace
 
-void takeover_review() { sockets_for_each(review_one, nullptr); }
+nsec takeover_look(nsec now) {
+  nsec next = ~nsec{0};
+  const wire_changes c = wire_step(now, &next);
+  if (live.load(std::memory_order_relaxed) == 0) return ~nsec{0};
+  // What has no notification is the process's own (its cgroup): one connection answers for all.
+  reviewing r{!(c.routes || c.policy || c.neighs), false};
+  sockets_for_each(review_one, &r);
+  if (r.first_only && r.left) {
+    r = {false, false};
+    sockets_for_each(review_one, &r);
+  }
+  return live.load(std::memory_order_relaxed) ? next : ~nsec{0};
+}
+
+void takeover_forget() {
+  wire_forget();
+  live.store(0);
+}
 
 }  // namespace icepath

@@ -21,6 +21,7 @@
 #include "control/plugin.hpp"
 #include "control/policy.hpp"
 #include "control/route.hpp"
+#include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
 #include "xdp/xdp_port.hpp"
@@ -61,6 +62,16 @@ const control_plugin* load_control(char* why, size_t n) {
   return nullptr;
 }
 
+void each_fd(void (*f)(int)) {
+  int v[64];
+  const auto all = [&](int n) { for (int i = 0; i < n; ++i) f(v[i]); };
+  all(plugin->fds(mirror, v, 64));
+  all(xdp_iface_fds(*iface, v, 64));
+  all(xdp_port_fds(port, v, 64));
+  for (const int fd : {asking.rt, asking.udp4, asking.udp6})
+    if (fd >= 0) f(fd);
+}
+
 // All or nothing. False: why.
 bool open_port(char* why, size_t n) {
   const config& c = config_get();
@@ -68,7 +79,6 @@ bool open_port(char* why, size_t n) {
   if (!(plugin = load_control(why, n))) return false;
   mirror = plugin->open(&err);
   if (!mirror) { std::snprintf(why, n, "netlink: %s", strerrordesc_np(err)); return false; }
-  process_fd_add_internal(plugin->fd(mirror));
   if (control_neigh_open(asking) != 0) { std::snprintf(why, n, "netlink: no socket for neighbours"); return false; }
   const auto i = xdp_iface_open(c.xdp_ifname, xdp_mode::automatic, why, n);
   if (!i.ok()) {
@@ -89,6 +99,7 @@ bool open_port(char* why, size_t n) {
     err = -p.err();
   }
   stack_leave(owner);
+  if (err == 0) each_fd(process_fd_add_internal);
   return err == 0;
 }
 
@@ -99,7 +110,7 @@ void close_all() {
   }
   if (iface) xdp_iface_close(iface);
   iface = nullptr;
-  if (mirror) { process_fd_del_internal(plugin->fd(mirror)); plugin->close(mirror); }
+  if (mirror) plugin->close(mirror);
   mirror = nullptr;
   control_neigh_close(asking);
 }
@@ -118,6 +129,7 @@ bool start() {
     close_all();
   }
   state.store(ok ? ready : refused, std::memory_order_release);
+  if (ok) helper_watch_wire(plugin->fd(mirror));
   return ok;
 }
 
