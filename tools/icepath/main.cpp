@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   cli::run_options run;
   auto* r = app.add_subcommand("run", "run a program with acceleration: icepath run [OPTIONS] -- CMD [ARG...]");
   r->add_flag("--require", run.require, "end the program with a message when the fast path cannot be set up at all (ICEPATH_REQUIRE=1)");
-  r->add_option("--ports", run.ports, "ports that may carry connections, separated by commas: local (ICEPATH_PORTS)")->type_name("PORTS");
+  r->add_option("--ports", run.ports, "ports that may carry connections, separated by commas: local, xdp:IFNAME (ICEPATH_PORTS)")->type_name("PORTS");
   r->add_option("--promote", run.promote, "when a connection leaves the kernel: lazy, eager or never (ICEPATH_PROMOTE)")
       ->check(CLI::IsMember({"lazy", "eager", "never"}))->type_name("WHEN");
   r->add_flag("--stats", run.stats, "one line of counters on stderr when the program ends (ICEPATH_STATS=1)");

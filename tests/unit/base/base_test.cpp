@@ -122,6 +122,21 @@ TEST(config, takes_every_accepted_value) {
   EXPECT_EQ(c.promote, promote_rule::never);
 }
 
+TEST(config, ports_are_a_list_with_at_most_one_interface) {
+  const auto ports = [](const char* v) {
+    vars = {{"ICEPATH_PORTS", v}};
+    config c;
+    const bool said = !stderr_of([&] { c = config_parse(env); }).empty();
+    return std::string(c.port_local ? "local " : "") + c.xdp_ifname + (said ? " !" : "");
+  };
+  EXPECT_EQ(ports("local"), "local ");
+  EXPECT_EQ(ports("xdp:eth0"), "eth0");
+  EXPECT_EQ(ports("local,xdp:eth0"), "local eth0");
+  EXPECT_EQ(ports("xdp:enp0s31f6np1d2,local"), "local enp0s31f6np1d2");
+  for (const char* bad : {"xdp", "xdp:", "xdp:a,xdp:b", "none,local", "local,", ",local", "xdp:sixteen_letters_", "xdp:eth0,none", "local xdp:eth0"})
+    EXPECT_EQ(ports(bad), "local  !") << bad;
+}
+
 TEST(config, bad_value_names_variable_and_choices_once_and_keeps_the_default) {
   const char* names[] = {"ICEPATH_PORTS", "ICEPATH_REQUIRE", "ICEPATH_STATS", "ICEPATH_LOG", "ICEPATH_SPIN_USEC", "ICEPATH_PROMOTE"};
   for (const char* n : names)
