@@ -34,6 +34,7 @@ namespace {
 
 enum : uint32_t { untried, ready, refused };
 std::atomic<uint32_t> state{untried};
+std::atomic<bool> asked{false};
 std::atomic<uint32_t> opening{0};
 struct guard {
   guard() { while (opening.exchange(1, std::memory_order_acquire)) sched_yield(); }
@@ -115,13 +116,8 @@ void close_all() {
   control_neigh_close(asking);
 }
 
-bool start() {
-  uint32_t v = state.load(std::memory_order_acquire);
-  if (ICEPATH_LIKELY(v != untried)) return v == ready;
+void open_once() {
   const no_cancel whole;
-  const guard g;
-  v = state.load(std::memory_order_relaxed);
-  if (v != untried) return v == ready;
   char why[200] = "";
   const bool ok = open_port(why, sizeof why);
   if (!ok) {
@@ -130,7 +126,14 @@ bool start() {
   }
   state.store(ok ? ready : refused, std::memory_order_release);
   if (ok) helper_watch_wire(plugin->fd(mirror));
-  return ok;
+}
+
+// Opening takes some hundred milliseconds (the program is verified, the frames are pinned): the helper thread does it, nobody waits.
+bool start() {
+  const uint32_t v = state.load(std::memory_order_acquire);
+  if (ICEPATH_LIKELY(v == ready)) return true;
+  if (v == untried && !asked.exchange(true)) helper_wire_due(0);
+  return false;
 }
 
 uint32_t int_option(int fd, int name) {
@@ -153,7 +156,10 @@ bool wire_configured() { return config_get().xdp_ifname[0] != '\0'; }
 
 const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   *again = false;
-  if (!start()) return "the port cannot be used";
+  if (!start()) {
+    *again = state.load(std::memory_order_relaxed) != refused;
+    return *again ? "the port is being opened" : "the port cannot be used";
+  }
   const no_cancel whole;
   const guard g;
   nsec next;
@@ -202,6 +208,9 @@ int wire_flow_del(const four_tuple& t) {
 int wire_control_fd() { return state.load(std::memory_order_acquire) == ready ? plugin->fd(mirror) : -1; }
 
 wire_changes wire_step(nsec now, nsec* next) {
+  *next = ~nsec{0};
+  if (state.load(std::memory_order_relaxed) == untried && asked.load(std::memory_order_relaxed)) open_once();
+  if (state.load(std::memory_order_relaxed) != ready) return {};
   const guard g;
   step(now, next);
   const wire_changes c = unseen;
@@ -221,6 +230,7 @@ void wire_forget() {
   mirror = nullptr;
   owner = nullptr;
   unseen = {};
+  asked.store(false, std::memory_order_relaxed);
   opening.store(0, std::memory_order_relaxed);
   state.store(untried, std::memory_order_relaxed);
 }

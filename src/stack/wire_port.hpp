@@ -1,9 +1,9 @@
 // The process's port to the outside (ICEPATH_PORTS=xdp:IFNAME): the interface it shares with the kernel, the one stack whose device it is, and the
-// mirror of the kernel's tables that says what may go there (DESIGN sections 2, 8 to 10). Opened on the first connection that could use it; what
-// cannot be opened is said once on stderr, and the connections stay with the kernel.
+// mirror of the kernel's tables that says what may go there (DESIGN sections 2, 8 to 10). Asked for by the first connection that could use it and
+// opened by the helper thread, whose stack has the port; what cannot be opened is said once on stderr, and the connections stay with the kernel.
 //
-// Who: wire_find and the flows any thread, not inside a stack (they take `opening`, open files, make system calls). wire_step: the helper thread, and
-// wire_find before it answers, so that it never answers by an old table; both hold `opening`.
+// Who: wire_find any thread, not inside a stack (it takes a lock and makes system calls). wire_step: the helper thread, and wire_find before it
+// answers, so that it never answers by an old table; both hold the lock.
 #pragma once
 #include "base/types.hpp"
 
@@ -31,7 +31,7 @@ int wire_flow_del(const four_tuple& t);
 
 struct wire_changes { bool routes, policy, neighs; };
 int wire_control_fd();                       // readable: wire_step. -1: no port
-wire_changes wire_step(nsec now, nsec* next);   // what changed since the last one; *next: come again then though nothing comes
+wire_changes wire_step(nsec now, nsec* next);   // opens the port if that was asked for; what changed since the last one; *next: come again then though nothing comes
 void wire_forget();                          // in a fork child: the port is the parent's
 
 }  // namespace icepath
