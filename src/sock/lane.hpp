@@ -59,6 +59,7 @@ struct lane {
   tx_lane tx = tx_lane::kernel;
   rx_lane rx = rx_lane::kernel;
   bool wire = false;         // no second lane: the connection itself has moved (takeover.hpp)
+  int reuse_addr = 0;        // wire: SO_REUSEADDR, which the kernel's socket does not keep while it is parked
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
   bool watched = false, peer_gone = false, rd_shut = false, kernel_event = false, rx_hdr_seen = false, fatal = false;
   bool hand_back = false;    // asked for before the fast connection was open

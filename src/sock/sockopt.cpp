@@ -64,6 +64,9 @@ bool mirrored(int level, int name) {
   return false;
 }
 
+// A parked socket has these for its own purposes (kernel_repair.hpp): the program's are kept here, and given back with the connection.
+bool wire_only(int level, int name) { return level == SOL_SOCKET && (name == SO_KEEPALIVE || name == SO_REUSEADDR); }
+
 // While the kernel lane is drained: of `more` bytes in it behind the `left` that come before the fast stream, those that count. Not the kernel header, nor
 // what has come by the fast lane too.
 uint64_t behind_header(const lane* l, uint64_t left, uint64_t more) {
@@ -87,6 +90,16 @@ int sock_setsockopt(socket* s, int fd, int level, int name, const void* val, soc
     const int r = sock_demote(s, "socket option");
     if (r < 0) return r;
   }
+  if (wire_only(level, name) && val && len >= sizeof(int)) {
+    const inside in(s);
+    if (in.l && in.l->wire) {
+      int v = 0;
+      if (copy_from_user(&v, val, sizeof v)) return -EFAULT;
+      if (name == SO_REUSEADDR) in.l->reuse_addr = v != 0;
+      else tcp_setsockopt(in.st->net, in.l->sk, level, name, &v, sizeof v);
+      return 0;
+    }
+  }
   const int r = real::setsockopt(fd, level, name, val, len);
   if (r != 0) return -errno;
   if (level == SOL_SOCKET && (name == SO_RCVTIMEO || name == SO_SNDTIMEO)) sock_refresh_timeouts(s, fd);
@@ -99,9 +112,10 @@ int sock_setsockopt(socket* s, int fd, int level, int name, const void* val, soc
   }
   if (level == SOL_SOCKET && name == SO_RCVBUF) s->buf_locked |= 1;
   if (level == SOL_SOCKET && name == SO_SNDBUF) s->buf_locked |= 2;
-  if (mirrored(level, name)) {
+  const bool always = mirrored(level, name);
+  if (always || level == IPPROTO_TCP || level == SOL_SOCKET || level == IPPROTO_IP) {
     const inside in(s);
-    if (in.l && in.l->sk) tcp_setsockopt(in.st->net, in.l->sk, level, name, val, len);
+    if (in.l && in.l->sk && (always || in.l->wire)) tcp_setsockopt(in.st->net, in.l->sk, level, name, val, len);
   }
   return 0;
 }
@@ -145,6 +159,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
       if (real::getsockopt(fd, level, name, &k, &kn) != 0) return -errno;
       // The connection's state, and the bytes that went by the kernel before, are the kernel lane's to tell.
       if (!wire) ti.tcpi_state = k.tcpi_state;
+      if (wire) k = tcp_info{};   // they have come along
       ti.tcpi_bytes_acked += k.tcpi_bytes_acked;
       ti.tcpi_bytes_received += k.tcpi_bytes_received;
       ti.tcpi_bytes_sent += k.tcpi_bytes_sent;
@@ -158,6 +173,14 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
     }
   }
   const int r = real::getsockopt(fd, level, name, val, len) == 0 ? 0 : -errno;
+  if (r == 0 && wire_only(level, name)) {
+    socklen_t n = 0;
+    const inside in(s);
+    if (in.l && in.l->wire) {
+      const int v = name == SO_REUSEADDR ? in.l->reuse_addr : in.l->sk->keepopen;
+      if (copy_from_user(&n, len, sizeof n) || copy_to_user(val, &v, n < sizeof v ? n : sizeof v)) return -EFAULT;
+    }
+  }
   if (r == 0 && level == SOL_SOCKET && name == SO_RCVLOWAT && s->rcvlowat > 1) {
     socklen_t n = 0;   // the kernel lane's may be lower for now
     if (copy_from_user(&n, len, sizeof n) || copy_to_user(val, &s->rcvlowat, n < sizeof s->rcvlowat ? n : sizeof s->rcvlowat)) return -EFAULT;

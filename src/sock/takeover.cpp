@@ -113,6 +113,7 @@ const char* move_in(lane* l, const wire_route& r, bool* again) {
   const int e = k.ok() ? tcp_import(n, sk, moving) : k.err;
   if (e == 0) {
     l->sk = sk;
+    l->reuse_addr = moving.reuseaddr;
     return nullptr;
   }
   repair_result b = kernel_give_back(l->fd, moving);
@@ -191,6 +192,7 @@ bool give_back(lane* l, const char* why, bool later) {
     return true;
   }
   if (tcp_export(n, l->sk, moving) != 0) return false;
+  moving.reuseaddr = l->reuse_addr;
   repair_result k = kernel_give_back(l->fd, moving);
   if (!k.ok()) {
     log_warn("fd %d cannot be given back (%s: %s): it stays on the fast path", l->fd, k.step, strerrordesc_np(-k.err));
