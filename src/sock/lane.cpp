@@ -18,6 +18,7 @@
 #include "sock/proc.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -238,6 +239,7 @@ void lane_run_work(stack* st) {
 void lane_advance(lane* l) {
   socket* s = l->s;
   if (!s) return;
+  if (ICEPATH_UNLIKELY(l->bulk) && takeover_leave_bulk(l)) return;
   const tx_lane tx0 = l->tx;
   const rx_lane rx0 = l->rx;
   const lane_phase phase0 = l->phase;

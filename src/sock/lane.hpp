@@ -58,6 +58,9 @@ struct lane {
   lane_phase phase = lane_phase::idle;
   tx_lane tx = tx_lane::kernel;
   rx_lane rx = rx_lane::kernel;
+  bool bulk_stays = false, bulk = false;   // wire: large transfers are the kernel's; this one has become one
+  uint32_t calls = 0;        // wire: data calls since bulk was looked at, and the bytes then
+  uint64_t counted = 0;
   bool wire = false;         // no second lane: the connection itself has moved (takeover.hpp)
   int reuse_addr = 0;        // wire: SO_REUSEADDR, which the kernel's socket does not keep while it is parked
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "base/clock.hpp"
+#include "base/config.hpp"
 #include "base/libc.hpp"
 #include "base/log.hpp"
 #include "base/no_cancel.hpp"
@@ -31,6 +32,33 @@ constexpr nsec rest_limit = 5 * sec_ns;
 std::atomic<uint32_t> live{0};       // connections that are ours now
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
+
+// A transfer of large pieces. Where the kernel is faster with those, they stay with it, and go back to it.
+constexpr uint64_t bulk_per_call = 8192;
+constexpr uint32_t bulk_window = 64;       // calls
+constexpr const char* bulk_reason = "bulk: the kernel is faster on this interface";
+
+// After each data call on the fast path.
+void count_call(lane* l) {
+  if (ICEPATH_LIKELY(++l->calls < bulk_window) || !l->bulk_stays) return;
+  const uint64_t bytes = l->f_tx + l->f_rx;
+  if (bytes - l->counted >= bulk_per_call * l->calls) {
+    l->bulk = true;
+    lane_note(l);      // not in the middle of the program's call
+  }
+  l->counted = bytes;
+  l->calls = 0;
+}
+
+// The same question in the kernel, before it is taken over.
+bool bulk_so_far(socket* s) {
+  const uint64_t bytes = s->k_tx.load(std::memory_order_relaxed) + s->k_rx.load(std::memory_order_relaxed) + s->past_fast_tx + s->past_fast_rx;
+  const uint32_t calls = s->ops.load(std::memory_order_relaxed);
+  const bool bulk = bytes - s->bulk_mark >= bulk_per_call * (calls ? calls : 1);
+  s->bulk_mark = bytes;
+  s->ops.store(0, std::memory_order_relaxed);
+  return bulk;
+}
 
 void drain(stack* st) {
   for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
@@ -133,6 +161,8 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   wire_route r;
   if (const char* why = wire_find(t, fd, &r, again)) return why;
   *again = true;
+  const bool bulk_stays = r.bulk_stays && !config_get().bulk_fast;
+  if (bulk_stays && bulk_so_far(s)) return bulk_reason;
   if (!helper_start()) return "no helper thread";
   stack* st = r.st;
   lane* l = lane_alloc(s, st, fd);
@@ -143,6 +173,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   st->net.now = clock_now();
   l->t = t;
   l->wire = true;
+  l->bulk_stays = bulk_stays;
   s->st = st;
   s->ln = l;
   const char* why = "busy in a kernel call";
@@ -243,6 +274,7 @@ ssize_t takeover_send(lane* l, user_msg& m, int flags) {
   if (ICEPATH_LIKELY(r > 0)) {
     l->f_tx += static_cast<size_t>(r);
     row_sent(l->s, l->f_tx);
+    count_call(l);
   }
   return r;
 }
@@ -254,8 +286,17 @@ ssize_t takeover_recv(lane* l, user_msg* m, size_t max, int flags) {
     return -e;
   }
   const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max, flags & (MSG_PEEK | MSG_TRUNC));
-  if (r > 0 && !(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
+  if (r > 0 && !(flags & MSG_PEEK)) {
+    l->f_rx += static_cast<size_t>(r);
+    count_call(l);
+  }
   return r;
+}
+
+bool takeover_leave_bulk(lane* l) {
+  if (!l->bulk) return false;
+  l->bulk = false;
+  return give_back(l, bulk_reason, true);
 }
 
 void takeover_readiness(lane* l, uint32_t* ready) {

@@ -192,6 +192,7 @@ const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   std::memcpy(r->mac, nb.mac, 6);
   r->ifindex = a.ifindex;
   r->mtu = a.mtu;
+  r->bulk_stays = iface->info.software && !(r->dev->features & NETIF_F_TSO);
   return nullptr;
 }
 

@@ -18,6 +18,7 @@ struct wire_route {
   inet_addr next_hop;
   uint8_t mac[6];          // of the next hop
   uint32_t ifindex, mtu;
+  bool bulk_stays;         // the kernel passes 64 KiB at once there, the port a packet at a time: large transfers are faster in the kernel
 };
 
 bool wire_configured();
