@@ -29,6 +29,7 @@
 namespace icepath {
 
 const char* const wire_local_reason = "the peer is on this host";
+const char* const wire_opening_reason = "the port is being opened";
 
 namespace {
 
@@ -158,7 +159,7 @@ const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   *again = false;
   if (!start()) {
     *again = state.load(std::memory_order_relaxed) != refused;
-    return *again ? "the port is being opened" : "the port cannot be used";
+    return *again ? wire_opening_reason : "the port cannot be used";
   }
   const no_cancel whole;
   const guard g;
@@ -194,6 +195,13 @@ const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   r->mtu = a.mtu;
   r->bulk_stays = iface->info.software && !(r->dev->features & NETIF_F_TSO);
   return nullptr;
+}
+
+bool wire_neigh(const inet_addr& next_hop, uint8_t mac[6]) {
+  if (state.load(std::memory_order_acquire) != ready) return false;
+  const neigh_answer nb = control_neigh(*plugin->view(mirror), iface->info.ifindex, next_hop);
+  std::memcpy(mac, nb.mac, 6);
+  return nb.verdict == neigh_verdict::usable || nb.verdict == neigh_verdict::stale;
 }
 
 int wire_flow_add(const four_tuple& t) {

@@ -25,10 +25,14 @@ bool wire_configured();
 // Where packets of t (ours first) would go. nullptr: *r is filled. Else why they stay with the kernel, a static string, and *again: another moment may do;
 // `local_reason` when the peer is on this host. fd: the connection's socket, whose mark, device and namespace are asked.
 extern const char* const wire_local_reason;
+extern const char* const wire_opening_reason;   // *again: soon
 const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again);
 // Steering: packets of t come to the port from here on, or no more. 0 or -errno.
 int wire_flow_add(const four_tuple& t);
 int wire_flow_del(const four_tuple& t);
+
+// The link-layer address of a next hop, as the kernel has it now. False: it has none that works. No system calls.
+bool wire_neigh(const inet_addr& next_hop, uint8_t mac[6]);
 
 struct wire_changes { bool routes, policy, neighs; };
 int wire_control_fd();                       // readable: wire_step. -1: no port
