@@ -317,11 +317,14 @@ uint64_t epoll_stacks(epoll* ep) {
 
 void mux_fork_prepare() {
   epolls.each([](epoll* ep) { if (ep->kind == file_kind::epoll && !ep->lock.lock()) ep->pending.store(true, std::memory_order_relaxed); });
+  kready_fork_prepare();
 }
 void mux_fork_parent() {
+  kready_fork_parent();
   epolls.each([](epoll* ep) { if (ep->kind == file_kind::epoll) epoll_unlock(ep); });
 }
 void mux_fork_child() {
+  kready_fork_child();
   epolls.each([](epoll* ep) {
     if (ep->kind != file_kind::epoll) return;
     kready_forget(ep->ring);
@@ -338,7 +341,7 @@ void mux_fork_child() {
   });
 }
 
-// The rings stay: their owners may be looking at them, and the end of a ring interrupts its thread's next wait in the kernel with EINTR.
+// The rings stay: their owners may be looking at them, and the end of a ring interrupts (kready.hpp).
 void mux_step_aside() {
   epolls.each([](epoll* ep) {
     if (ep->kind != file_kind::epoll || !ep->lock.lock()) return;

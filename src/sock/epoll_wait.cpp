@@ -188,10 +188,15 @@ bool kernel_members(const epoll* ep) {
   return ep->foreign.load(std::memory_order_relaxed) || ep->in_kernel.load(std::memory_order_relaxed);
 }
 
-// May the kernel set have something? The ring knows, or is made when asking in vain goes on.
+// May the kernel set have something? The ring knows, or is made when asking in vain goes on. A ring of another thread may have ended with it: it spares
+// most of the looks, not all.
 bool kernel_maybe(epoll* ep, int epfd) {
   if (!kernel_members(ep)) return false;
-  if (ep->ring.is(kready::open)) return ep->hot.load(std::memory_order_acquire) || kready_raised(ep->ring);
+  if (ep->ring.is(kready::open)) {
+    if (ep->hot.load(std::memory_order_acquire) || kready_raised(ep->ring)) return true;
+    return ep->ring.owner != &mux_self && (ep->since_look.fetch_add(1, std::memory_order_relaxed) >= 15 ||
+                                           cycles() - ep->last_look.load(std::memory_order_relaxed) > ns_to_cycles(50 * usec_ns));
+  }
   if (ep->ring.is(kready::none) && ep->empty_looks.load(std::memory_order_relaxed) >= 32 && ep->refs.load(std::memory_order_relaxed)) {
     no_signals block;                                   // a handler must not meet a ring half made
     if (ep->lock.lock()) {
