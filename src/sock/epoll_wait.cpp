@@ -115,7 +115,8 @@ int translate(wait_call& c, epoll_event* ev, int n) {
   return w;
 }
 
-// Without the lock. Adds what the kernel has now, at most `room`.
+// Without the lock. Adds what the kernel has now, at most `room`. What is merged into reports that this call has already takes no room: the kernel is asked
+// again for the places that became free, where it cannot tell anything twice by that: all it has told are our cookies, and not all of them yet.
 void harvest(wait_call& c, int room) {
   epoll* const ep = c.ep;
   if (room > c.max - c.n) room = c.max - c.n;
@@ -124,11 +125,18 @@ void harvest(wait_call& c, int room) {
   ep->last_look.store(cycles(), std::memory_order_relaxed);
   ep->hot.store(false, std::memory_order_seq_cst);      // before the look: what a concurrent look leaves behind makes it hot again
   if (ep->ring.is(kready::open) && ep->ring.owner == &mux_self && kready_raised(ep->ring)) kready_ack(ep->ring, c.epfd);
-  const int r = kernel_wait(ep, c.epfd, c.out + c.n, room, 0, nullptr);
-  if (r < 0) { if (r != -EINTR) c.err = r; return; }
-  if (r == 0) { ep->empty_looks.fetch_add(1, std::memory_order_relaxed); return; }
-  ep->hot.store(true, std::memory_order_release);
-  c.n += translate(c, c.out + c.n, r);
+  for (uint32_t asked = 0;;) {
+    const int r = kernel_wait(ep, c.epfd, c.out + c.n, room, 0, nullptr);
+    if (r < 0) { if (r != -EINTR && !asked) c.err = r; return; }
+    if (r == 0) { ep->empty_looks.fetch_add(1, std::memory_order_relaxed); return; }
+    ep->hot.store(true, std::memory_order_release);
+    const bool again = r == room && std::all_of(c.out + c.n, c.out + c.n + r, [](const epoll_event& e) { return is_cookie(e.data.u64); });
+    const int left = translate(c, c.out + c.n, r);
+    c.n += left;
+    asked += static_cast<uint32_t>(r);
+    room -= left;
+    if (ICEPATH_LIKELY(!again || left == r) || asked >= ep->in_kernel.load(std::memory_order_relaxed) || room <= 0) return;
+  }
 }
 
 // Under the lock. Adds what is ready on the fast side.
