@@ -3,6 +3,7 @@
 // one in waiter_wake. Running out of memory for sets or items leaves the descriptor to the kernel alone.
 #include "sock/epoll.hpp"
 #include <cstddef>
+#include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
 #include "sock/proc.hpp"
 
@@ -263,6 +264,14 @@ uint32_t item_poll(epoll_item* it) {
   if (ICEPATH_UNLIKELY(it->inner != nullptr)) return epoll_readable(it->inner) ? (EPOLLIN | EPOLLRDNORM) & asked : 0;
   const readiness r = sock_poll(it->s);
   return ep_expand(r.ready & ~r.kernel_bits) & ~ep_expand_kernel(r.kernel_bits) & asked;
+}
+
+// Edge-triggered, at the end of its connection, and all told: nothing can happen to it any more, and registered anew it would be reported once more.
+bool item_has_ended(const epoll_item* it, uint32_t asked) {
+  const uint32_t told = it->told.load(std::memory_order_relaxed);
+  if (!(asked & EPOLLET) || !(told & EPOLLHUP) || !it->s) return false;
+  const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>(asked & ep_bits)));
+  return (now & EPOLLHUP) && !(now & ~told);
 }
 
 bool epoll_readable(epoll* ep) {

@@ -79,8 +79,11 @@ int translate(wait_call& c, epoll_event* ev, int n) {
     epoll_item* const it = item_of_cookie(data);
     if (!it || it->ep != ep || !it->in_kernel) continue;
     const uint32_t asked = (it->events.load(std::memory_order_relaxed) & ep_bits) | ep_always;
-    const uint32_t bits = ev[i].events & asked & (it->inner ? asked : ep_expand_kernel(sock_poll(it->s).kernel_bits));
-    const bool oneshot = it->events.load(std::memory_order_relaxed) & EPOLLONESHOT, edge = it->events.load(std::memory_order_relaxed) & EPOLLET;
+    const uint32_t flags = it->events.load(std::memory_order_relaxed), kernel = it->inner ? asked : sock_poll(it->s).kernel_bits;
+    uint32_t bits = ev[i].events & asked & (it->inner ? asked : ep_kernel_part(kernel, flags));
+    // Came behind unread fast bytes; when those are still under way, their arrival is the edge.
+    if (!(kernel & EPOLLIN) && (bits & EPOLLIN) && !(item_poll(it) & EPOLLIN)) bits &= ~uint32_t{EPOLLIN | EPOLLRDNORM};
+    const bool oneshot = flags & EPOLLONESHOT, edge = flags & EPOLLET;
     if (!bits) {                                        // of a lane that has moved meanwhile
       if (oneshot) item_kernel_apply(it, true);
       continue;
