@@ -386,7 +386,7 @@ void lane_kernel_input(lane* l) {
     l->rx_f = have;
     l->peer_gone = true;
     const bool all = r == 0 && known && sent == have;
-    l->pending_err = all ? 0 : (err ? err : ECONNRESET);
+    l->pending_err = all || (r == 0 && l->reset_told) ? 0 : (err ? err : ECONNRESET);
     mib_add(l->st->net.stats->SockLaneDead);
   } else if (l->peer_died && err == EAGAIN) {
     // Its process ended without a header, and the kernel lane is open: a fork child has it. What the dead one had taken and not read is lost, so

@@ -69,6 +69,7 @@ struct lane {
   bool peer_died = false;    // its process has ended
   bool tx_late = false;      // our fast header is not written yet: the program found the send buffer full, and nobody has read since
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
+  bool reset_told = false;   // the program has had the kernel lane's ECONNRESET
   bool closing = false;      // the last fd closed while it was opening
   bool fin_wanted = false;   // shutdown(SHUT_WR): the kernel lane is shut when our bytes are in it
   bool peer_closed = false;  // our direction goes to nobody: the kernel lane answers what is written (RST, then EPIPE)
