@@ -13,6 +13,7 @@
 #include "base/no_cancel.hpp"
 #include "base/raw_syscall.hpp"
 #include "ip/ip.hpp"
+#include "sock/foreign.hpp"
 #include "sock/kernel_repair.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/mux.hpp"
@@ -103,6 +104,7 @@ const char* move_in(lane* l, const wire_route& r, bool* again) {
     *again = e != -EAFNOSUPPORT;
     return undo(e == -EEXIST ? "the flow is steered elsewhere" : "no room for the flow");
   }
+  (void)kernel_settle();   // what passed before the rule was there reaches the kernel's socket, and not its filter
   k = kernel_take_over(l->fd, moving);
   if (!k.moved) {
     wire_flow_del(l->t);
@@ -136,6 +138,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   lane* l = lane_alloc(s, st, fd);
   if (!l) return "out of memory";
   if (!stack_enter(st)) { lane_free(l); return "busy"; }
+  st->net.tcp->foreign = foreign_segment;
   drain(st);
   st->lane_work_fn = lane_run_work;
   st->net.now = clock_now();
@@ -199,6 +202,12 @@ bool give_back(lane* l, const char* why, bool later) {
   mib_add(n.stats->SockDemoted);
   wire_flow_del(l->t);
   k = kernel_give_back_finish(l->fd, moving);
+  // What waits in our ring, and what was on its way there, is the kernel's: before the peer misses it.
+  foreign_begin();
+  drain(l->st);
+  (void)kernel_settle();
+  drain(l->st);
+  foreign_end();
   // What the kernel's send buffer would not hold. Its peer reads or it does not; a connection that lost its tail must not look whole.
   const nsec until = clock_now() + rest_limit;
   size_t off = moving.sndq.len - (k.left < moving.sndq.len ? k.left : moving.sndq.len);
