@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "base/clock.hpp"
@@ -29,6 +30,8 @@ namespace icepath {
 namespace {
 
 constexpr nsec rest_limit = 5 * sec_ns;
+// Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
+constexpr size_t most_unread = 2u << 20;
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
 
@@ -133,6 +136,8 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   wire_route r;
   if (const char* why = wire_find(t, fd, &r, again)) return why;
   *again = true;
+  int unread = 0;
+  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) return "much unread data";
   if (!helper_start()) return "no helper thread";
   stack* st = r.st;
   lane* l = lane_alloc(s, st, fd);
