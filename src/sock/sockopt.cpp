@@ -126,6 +126,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
     {
       const inside in(s);
       if (in.l) { e = in.l->pending_err; in.l->pending_err = 0; }
+      if (in.l && in.l->wire && !e) { e = in.l->sk->err; in.l->sk->err = 0; }
     }
     if (!e && s->pending_err) { e = s->pending_err; s->pending_err = 0; }
     if (e) {
