@@ -220,6 +220,11 @@ bool establish(call& c, const tcp_repair_state& s, uint32_t snd_seq, uint32_t rc
   if (s.sack_ok) o[n++] = {opt_sack, 0};
   if (s.tstamp_ok) o[n++] = {opt_timestamp, 0};
   if (!c.set(IPPROTO_TCP, TCP_REPAIR_OPTIONS, o, n * sizeof o[0], "TCP_REPAIR_OPTIONS")) return false;
+  // The segment size is still the one for a peer that named none, and stays so until the path MTU changes; setting the IP options, to what they are,
+  // makes the kernel compute it anew.
+  uint8_t ip_options[40];
+  socklen_t len = sizeof ip_options;
+  if (c.get_raw(IPPROTO_IP, IP_OPTIONS, ip_options, &len) >= 0) (void)c.set_raw(IPPROTO_IP, IP_OPTIONS, ip_options, len);
   return c.queue(TCP_NO_QUEUE);
 }
 

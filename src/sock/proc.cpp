@@ -151,7 +151,7 @@ thread_local bool fork_has_places = false;
 // Before the fork (promotion is paused): what is on the fast lane is marked; what is not stays off it until one process alone has it (holders.hpp).
 void share_at_fork(socket* s, void*) {
   if (s->state == sock_state::listening || s->state == sock_state::closed) return;
-  if (s->fast.load() && sock_is_wire(s)) sock_demote(s, fork_reason);
+  if (s->fast.load() && sock_is_wire(s) && sock_demote(s, fork_reason) == 0) s->never.store(false);   // not for ever: holders.hpp says until when
   if (s->fast.load()) { s->shared.store(true); return; }
   stack* st = s->st;
   if (st && stack_enter(st)) {

@@ -130,6 +130,7 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
         e = in.l->pending_err;
         in.l->pending_err = 0;
         if (!e && !in.l->wire && real::getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) == 0 && e == ECONNRESET) in.l->reset_told = true;
+        if (!e && in.l->wire) { e = in.l->sk->err; in.l->sk->err = 0; }
       }
     }
     if (!e && s->pending_err) { e = s->pending_err; s->pending_err = 0; }

@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include "base/clock.hpp"
@@ -14,6 +15,7 @@
 #include "base/no_cancel.hpp"
 #include "base/raw_syscall.hpp"
 #include "ip/ip.hpp"
+#include "sock/foreign.hpp"
 #include "sock/kernel_repair.hpp"
 #include "sock/lane_sys.hpp"
 #include "sock/mux.hpp"
@@ -30,6 +32,8 @@ namespace {
 
 constexpr nsec rest_limit = 5 * sec_ns;
 std::atomic<uint32_t> live{0};       // connections that are ours now
+// Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
+constexpr size_t most_unread = 2u << 20;
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
 
@@ -133,6 +137,7 @@ const char* move_in(lane* l, const wire_route& r, bool* again) {
     *again = e != -EAFNOSUPPORT;
     return undo(e == -EEXIST ? "the flow is steered elsewhere" : "no room for the flow");
   }
+  (void)kernel_settle();   // what passed before the rule was there reaches the kernel's socket, and not its filter
   k = kernel_take_over(l->fd, moving);
   if (!k.moved) {
     wire_flow_del(l->t);
@@ -163,11 +168,14 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   *again = true;
   const bool bulk_stays = r.bulk_stays && !config_get().bulk_fast;
   if (bulk_stays && bulk_so_far(s)) return bulk_reason;
+  int unread = 0;
+  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) return "much unread data";
   if (!helper_start()) return "no helper thread";
   stack* st = r.st;
   lane* l = lane_alloc(s, st, fd);
   if (!l) return "out of memory";
   if (!stack_enter(st)) { lane_free(l); return "busy"; }
+  st->net.tcp->foreign = foreign_segment;
   drain(st);
   st->lane_work_fn = lane_run_work;
   st->net.now = clock_now();
@@ -233,6 +241,12 @@ bool give_back(lane* l, const char* why, bool later) {
   mib_add(n.stats->SockDemoted);
   wire_flow_del(l->t);
   k = kernel_give_back_finish(l->fd, moving);
+  // What waits in our ring, and what was on its way there, is the kernel's: before the peer misses it.
+  foreign_begin();
+  drain(l->st);
+  (void)kernel_settle();
+  drain(l->st);
+  foreign_end();
   // What the kernel's send buffer would not hold. Its peer reads or it does not; a connection that lost its tail must not look whole.
   const nsec until = clock_now() + rest_limit;
   size_t off = moving.sndq.len - (k.left < moving.sndq.len ? k.left : moving.sndq.len);

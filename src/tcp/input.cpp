@@ -275,6 +275,10 @@ void tcp_v4_rcv(net& n, sk_buff* skb) {
     return tcp_rcv_state_process(n, sk, skb, th);
   }
   if (tcp_sock* l = tcp_lookup_listener(n, t.saddr, t.sport)) return tcp_listen_rcv(n, l, skb, th, t);
+  if (n.wire && skb->dev == n.wire) {   // the interface is shared: only the kernel knows that nobody has it
+    if (n.tcp->foreign) n.tcp->foreign(n, skb);
+    return n.skbs.free(skb);
+  }
   dst_entry* back = ip_route_back(n, skb);
   tcp_send_reset(n, t, th, len, back);
   if (back) dst_release(n, back);

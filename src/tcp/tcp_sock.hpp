@@ -211,6 +211,8 @@ struct tcp_table {
   uint64_t port_seed = 0;
   // A SYN for which there is neither connection nor listener: a socket prepared by tcp_expect, or nullptr (the SYN is dropped, not reset).
   tcp_sock* (*unmatched_syn)(net& n, const four_tuple& t) = nullptr;
+  // A segment from the wire port for which there is nobody here: looked at, not consumed; it is not answered.
+  void (*foreign)(net& n, const sk_buff* skb) = nullptr;
 };
 constexpr uint32_t tcp_lhash_size = 64;
 
