@@ -69,6 +69,20 @@ def require(*programs):
         check(shutil.which(p), f"{p} is not installed (group apps of tools/packages)")
 
 
+def sanitizer_allows(arm, program):
+    """Skips when AddressSanitizer's runtime alone, without our library, already stops the program: found out here by trying."""
+    if not ASAN or arm == "kernel":
+        return
+    env = {**environment("kernel"), "LD_PRELOAD": PRELOAD.split(":")[-1], "ASAN_OPTIONS": "detect_leaks=0"}
+    try:
+        r = subprocess.run([program, "--version"], env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=10, check=False)
+        why = f"ends with status {r.returncode}" if r.returncode else None
+    except subprocess.TimeoutExpired:
+        why = "hangs"
+    if why:
+        raise Skip(f"{program} --version {why} under AddressSanitizer's runtime alone")
+
+
 def tmp():
     global _tmp
     if _tmp is None:

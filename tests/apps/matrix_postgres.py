@@ -27,6 +27,7 @@ def tool(name):
 
 class Cluster:
     def __init__(self, arm):
+        lib.sanitizer_allows(arm, tool("postgres"))
         self.port, self.dir = lib.free_port(), lib.tempfile.mkdtemp(dir=lib.tmp())
         os.chmod(self.dir, 0o755)
         self.library, self.command = (shutil.copy(p, self.dir) for p in (lib.LIBRARY, lib.COMMAND)) if arm != "kernel" else (None, None)

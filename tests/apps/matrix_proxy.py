@@ -181,6 +181,7 @@ def test_haproxy_splice(arm):
 
 
 def test_haproxy_curl(arm):
+    lib.sanitizer_allows(lib.ends(arm)[1], "curl")
     proxy, cli_arm, root = programs(arm)
     to = lib.tempfile.mkdtemp(dir=lib.tmp())
     cli = lib.run(cli_arm, ["curl", "-sS", "-f", "-Z", "--parallel-max", "4", f"http://127.0.0.1:{proxy.port}/f[0-{FILES - 1}]",
