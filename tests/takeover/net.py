@@ -51,9 +51,9 @@ class Net:
             self._add(x)
         if middle:
             self.addr["b"] = "10.78.0.2"
-            self.veth("a", "va", "m", "ma", mtu)
-            self.veth("b", "vb", "m", "mb", mtu)
-            for x, dev, addr in (("a", "va", "10.77.0.1"), ("m", "ma", "10.77.0.2"), ("b", "vb", "10.78.0.2"), ("m", "mb", "10.78.0.1")):
+            self.veth("a", "va", "m", "m0", mtu)
+            self.veth("b", "vb", "m", "m1", mtu)
+            for x, dev, addr in (("a", "va", "10.77.0.1"), ("m", "m0", "10.77.0.2"), ("b", "vb", "10.78.0.2"), ("m", "m1", "10.78.0.1")):
                 self.ip(x, f"addr add {addr}/24 dev {dev}")
             self.ip("a", "route add default via 10.77.0.2")
             self.ip("b", "route add default via 10.78.0.1")
