@@ -41,6 +41,17 @@ inline long system_call(long nr, const long (&w)[7]) {
   return r;
 }
 
+// Where dlsym looks. AddressSanitizer's runtime is behind us when we are built with it, and is passed by: asan.cpp says why.
+inline void* next_scope() {
+#ifdef __SANITIZE_ADDRESS__
+  static constinit std::atomic<void*> libc{nullptr};
+  void* h = libc.load(std::memory_order_relaxed);
+  if (!h && (h = dlopen("libc.so.6", RTLD_LAZY | RTLD_NOLOAD))) libc.store(h, std::memory_order_relaxed);   // in any thread the same
+  return h ? h : RTLD_NEXT;
+#else
+  return RTLD_NEXT;
+#endif
+}
 
 template <symbol_name Name, long Nr, class Sig>
 struct next_fn;
@@ -53,7 +64,7 @@ struct next_fn<Name, Nr, R(A...)> {
 
   static constinit next_fn self;
   static void resolve() {
-    void* const s = dlsym(RTLD_NEXT, Name.text);
+    void* const s = dlsym(next_scope(), Name.text);
     fn f = nullptr;
     __builtin_memcpy(&f, &s, sizeof f);
     self.p.store(f ? f : &absent, std::memory_order_relaxed);

@@ -105,6 +105,8 @@ result<bool> xdp_flow_del(xdp_iface& i, const four_tuple& ours) {
   return f ? done(i.ops->flow_del(i.handle, &*f, i.slot, i.generation)) : result<bool>::error(f.err());
 }
 
+int xdp_iface_fds(const xdp_iface& i, int* to, int room) { return i.ops->fds(i.handle, to, room); }
+
 result<icepath_xdp_stats> xdp_iface_counts(xdp_iface& i) {
   icepath_xdp_stats s{};
   const int err = i.ops->counts(i.handle, &s);

@@ -30,5 +30,6 @@ void xdp_iface_forget(xdp_iface* i);         // in a child of fork
 result<bool> xdp_flow_add(xdp_iface& i, const four_tuple& ours);
 result<bool> xdp_flow_del(xdp_iface& i, const four_tuple& ours);
 result<icepath_xdp_stats> xdp_iface_counts(xdp_iface& i);
+int xdp_iface_fds(const xdp_iface& i, int* to, int room);   // those of the plugin; how many
 
 }  // namespace icepath

@@ -272,8 +272,15 @@ int read_counts(icepath_xdp_handle* h, icepath_xdp_stats* s) {
   return err;
 }
 
+int list_fds(const icepath_xdp_handle* h, int* to, int room) {
+  int n = 0;
+  for (const int fd : {h->link, h->flows, h->slots, h->xsks, h->counts})
+    if (fd >= 0 && n < room) to[n++] = fd;
+  return n;
+}
+
 constexpr icepath_xdp_plugin plugin = {icepath_xdp_abi, sizeof(icepath_xdp_plugin), open_iface, close_iface, forget_iface, make_socket,
-                                       slot_take, slot_release, slot_set, flow_add, flow_del, read_counts};
+                                       slot_take, slot_release, slot_set, flow_add, flow_del, read_counts, list_fds};
 
 }  // namespace
 

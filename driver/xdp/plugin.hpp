@@ -47,6 +47,7 @@ struct icepath_xdp_plugin {
   int (*flow_add)(icepath_xdp_handle* h, const icepath_xdp_flow* f, uint32_t slot, uint32_t generation);   // EEXIST: somebody has it. Any thread
   int (*flow_del)(icepath_xdp_handle* h, const icepath_xdp_flow* f, uint32_t slot, uint32_t generation);   // ENOENT: not that owner's. Any thread
   int (*counts)(icepath_xdp_handle* h, icepath_xdp_stats* s);
+  int (*fds)(const icepath_xdp_handle* h, int* to, int room);   // the descriptors it holds, so that the program cannot close them unseen. Number of them
 };
 
 // The one symbol of the plugin. Static.

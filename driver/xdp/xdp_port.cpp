@@ -226,6 +226,12 @@ void xdp_port_forget(xdp_port* p) {
 
 net_device* xdp_port_dev(xdp_port* p) { return p; }
 int xdp_port_wake_fd(const xdp_port* p) { return p->epoll >= 0 ? p->epoll : p->queue[0].x.fd; }
+int xdp_port_fds(const xdp_port* p, int* to, int room) {
+  int n = 0;
+  for (unsigned i = 0; i < p->nr && n < room; ++i) to[n++] = p->queue[i].x.fd;
+  if (p->epoll >= 0 && n < room) to[n++] = p->epoll;
+  return n;
+}
 xdp_iface& xdp_port_iface(xdp_port* p) { return *p->iface; }
 bool xdp_port_zero_copy(const xdp_port* p) { return p->queue[0].x.zero_copy; }
 

@@ -39,6 +39,7 @@ void xdp_port_destroy(xdp_port* p);
 void xdp_port_forget(xdp_port* p);                // in a child of fork
 net_device* xdp_port_dev(xdp_port* p);
 int xdp_port_wake_fd(const xdp_port* p);          // readable while packets wait
+int xdp_port_fds(const xdp_port* p, int* to, int room);   // the sockets, and what they are waited for by; how many
 xdp_iface& xdp_port_iface(xdp_port* p);
 xsk_statistics xdp_port_statistics(const xdp_port* p);
 bool xdp_port_zero_copy(const xdp_port* p);

@@ -80,6 +80,9 @@ config config_parse(const char* (*env)(const char*)) {
   const int rule = choice("ICEPATH_PROMOTE", env("ICEPATH_PROMOTE"), rules, 3, "eager, lazy, never", "lazy");
   if (rule >= 0) c.promote = static_cast<promote_rule>(rule);
 
+  static constexpr const char* bulk[] = {"auto", "fast"};
+  c.bulk_fast = choice("ICEPATH_BULK", env("ICEPATH_BULK"), bulk, 2, "auto, fast", "auto") == 1;
+
   const char* spin = env("ICEPATH_SPIN_USEC");
   if (spin && *spin) {
     int64_t v = 0;

@@ -15,6 +15,7 @@ struct config {
   bool stats = false;                        // ICEPATH_STATS=0|1
   int log = 1;                               // ICEPATH_LOG=error|warn|info|debug
   int32_t spin_usec = -1;                    // ICEPATH_SPIN_USEC=0..1000000; -1: adaptive
+  bool bulk_fast = false;                    // ICEPATH_BULK=auto|fast: large transfers too, where the kernel is faster with them
   promote_rule promote = promote_rule::lazy; // ICEPATH_PROMOTE=eager|lazy|never
   char ports[64] = "local";                  // as given, for `icepath stat`
 };

@@ -182,6 +182,12 @@ void control_close(control* c) {
 void control_forget(control* c) { close_fds(c); }
 const control_tables& control_view(const control* c) { return *c->tables; }
 int control_fd(const control* c) { return c->ep; }
+int control_fds(const control* c, int* to, int room) {
+  int n = 0;
+  for (const int fd : {c->ep, c->events.fd, c->ask.fd, c->nf_events.fd, c->nf_ask.fd, c->xfrm_events.fd, c->xfrm_ask.fd})
+    if (fd >= 0 && n < room) to[n++] = fd;
+  return n;
+}
 
 control_changes control_step(control* c, nsec now, nsec* next) {
   drain(c, c->events, on_rt_event, rt_kinds | bit(k_tc));

@@ -19,6 +19,7 @@ int control_fd(const control* c);                         // an epoll descriptor
 // Reads what has come. *next: when to come again though nothing comes; now and *next are of clock_now(). It is at most a second away, for what has no
 // notification. A process without promoted flows need not come back for it: it sleeps on, and steps before it promotes again.
 control_changes control_step(control* c, nsec now, nsec* next);
+int control_fds(const control* c, int* to, int room);     // every descriptor it holds; how many
 void control_forget(control* c);                          // in a fork child: closes our copies of the descriptors, frees nothing of the parent's
 
 }  // namespace icepath

@@ -13,6 +13,7 @@ struct control_plugin {
   int (*fd)(const control* c);
   control_changes (*step)(control* c, nsec now, nsec* next);
   void (*forget)(control* c);
+  int (*fds)(const control* c, int* to, int room);
 };
 constexpr uint32_t control_plugin_abi = 1;
 

@@ -3,6 +3,7 @@
 // one in waiter_wake. Running out of memory for sets or items leaves the descriptor to the kernel alone.
 #include "sock/epoll.hpp"
 #include <cstddef>
+#include "sock/lane_sys.hpp"
 #include "sock/pool.hpp"
 #include "sock/proc.hpp"
 
@@ -265,6 +266,14 @@ uint32_t item_poll(epoll_item* it) {
   return ep_expand(r.ready & ~r.kernel_bits) & ~ep_expand_kernel(r.kernel_bits) & asked;
 }
 
+// Edge-triggered, at the end of its connection, and all told: nothing can happen to it any more, and registered anew it would be reported once more.
+bool item_has_ended(const epoll_item* it, uint32_t asked) {
+  const uint32_t told = it->told.load(std::memory_order_relaxed);
+  if (!(asked & EPOLLET) || !(told & EPOLLHUP) || !it->s) return false;
+  const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>(asked & ep_bits)));
+  return (now & EPOLLHUP) && !(now & ~told);
+}
+
 bool epoll_readable(epoll* ep) {
   if (!epoll_fast_pending(ep)) return false;
   if (!ep->lock.lock()) return true;                    // our own thread is at work on it: let it look again
@@ -317,11 +326,14 @@ uint64_t epoll_stacks(epoll* ep) {
 
 void mux_fork_prepare() {
   epolls.each([](epoll* ep) { if (ep->kind == file_kind::epoll && !ep->lock.lock()) ep->pending.store(true, std::memory_order_relaxed); });
+  kready_fork_prepare();
 }
 void mux_fork_parent() {
+  kready_fork_parent();
   epolls.each([](epoll* ep) { if (ep->kind == file_kind::epoll) epoll_unlock(ep); });
 }
 void mux_fork_child() {
+  kready_fork_child();
   epolls.each([](epoll* ep) {
     if (ep->kind != file_kind::epoll) return;
     kready_forget(ep->ring);
@@ -338,7 +350,7 @@ void mux_fork_child() {
   });
 }
 
-// The rings stay: their owners may be looking at them, and the end of a ring interrupts its thread's next wait in the kernel with EINTR.
+// The rings stay: their owners may be looking at them, and the end of a ring interrupts (kready.hpp).
 void mux_step_aside() {
   epolls.each([](epoll* ep) {
     if (ep->kind != file_kind::epoll || !ep->lock.lock()) return;

@@ -224,6 +224,13 @@ inline int kernel_ctl(int ep, int op, int fd, uint32_t events, uint64_t data) { 
 
 inline timespec to_timespec(nsec t) { return {static_cast<time_t>(t / sec_ns), static_cast<long>(t % sec_ns)}; }
 
+// The bits an item stands in the kernel set for, given those the kernel answers. While fast bytes are unread whose end is known, the fast side answers
+// EPOLLIN, but what comes behind them comes by the kernel lane: an edge, which only the kernel set can tell.
+constexpr uint32_t ep_kernel_part(uint32_t kernel_bits, uint32_t events) {
+  const bool behind = (events & EPOLLET) && (kernel_bits & EPOLLRDHUP) && !(kernel_bits & EPOLLIN);
+  return ep_expand_kernel(kernel_bits) | (behind ? EPOLLIN | EPOLLRDNORM : 0u);
+}
+
 // epoll.cpp: life and ready list
 epoll* epoll_alloc();
 void epoll_put(epoll* ep);                              // give back a reference of a blocking call
@@ -238,6 +245,7 @@ void item_wake(wait_entry* we, uint32_t mask);          // wait_entry::fn
 void epoll_notify(epoll* ep);                           // wake who waits for the set. Lock-free
 void epoll_take_incoming(epoll* ep);                    // under lock
 uint32_t item_poll(epoll_item* it);                     // fast side's events, under lock
+bool item_has_ended(const epoll_item* it, uint32_t asked);
 bool epoll_readable(epoll* ep);                         // anything on the fast side?
 void epoll_claim(epoll* ep);                            // of a fork child
 int slot_publish(std::atomic<waiter*>* slots, std::atomic<uint32_t>& n, waiter* w);   // its place; -1: none free

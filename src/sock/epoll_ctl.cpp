@@ -9,7 +9,6 @@
 #include <cerrno>
 #include "base/usercopy.hpp"
 #include "sock/epoll.hpp"
-#include "sock/lane_sys.hpp"
 #include "sock/proc.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
@@ -229,34 +228,29 @@ int mux_epoll_ctl(int epfd, int op, int fd, epoll_event* ev) {
 
 // ---- the kernel's half
 
-// Edge-triggered, at the end of its connection, and the program has been told of all there is: nothing can happen to it any more, and a registration
-// anew would report it once more.
-static bool has_ended(const epoll_item* it, uint32_t asked) {
-  const uint32_t told = it->told.load(std::memory_order_relaxed);
-  if (!(asked & EPOLLET) || !(told & EPOLLHUP) || !it->s) return false;
-  const uint32_t now = static_cast<uint16_t>(lane_sys::look(it->kfd, static_cast<short>(asked & ep_bits)));
-  return (now & EPOLLHUP) && !(now & ~told);
-}
-
 bool item_kernel_apply(epoll_item* it, bool force, int* err) {
   epoll* const ep = it->ep;
   if (it->disabled.load(std::memory_order_relaxed)) return false;
   const uint32_t asked = it->events.load(std::memory_order_relaxed);
   const uint32_t all = (asked & ep_bits) | ep_always;
-  uint32_t k = it->inner ? all : all & ep_expand_kernel(sock_poll(it->s).kernel_bits);
+  const uint32_t answers = it->inner ? ~0u : sock_poll(it->s).kernel_bits;
+  uint32_t k = all & ep_kernel_part(answers, asked);
   if ((asked & EPOLLET) && (it->told.load(std::memory_order_relaxed) & told_end)) k &= ~uint32_t{EPOLLIN | EPOLLRDNORM | EPOLLRDBAND};
   const bool echo = !force && !err && (asked & EPOLLET) && (it->told.load(std::memory_order_relaxed) & told_end);
-  const bool cookie = it->inner || (asked & EPOLLONESHOT) || k != all || echo;
-  const bool fast = it->inner || k != all;
-  if (!k || has_ended(it, asked)) { item_kernel_del(it); return fast; }
+  const bool fast = it->inner || (all & ~ep_expand_kernel(answers));
+  if (!k || item_has_ended(it, asked)) { item_kernel_del(it); return fast; }
   // What was asked beside the event bits stays; EPOLLERR and EPOLLHUP need not be named.
-  const uint32_t kev = (k & ~(k == all ? 0 : ep_always)) | (asked & ~ep_bits);
-  const uint32_t want = k == all ? asked : kev;
+  const uint32_t want = k == all ? asked : (k & ~ep_always) | (asked & ~ep_bits);
+  // With lanes under it, what an edge-triggered item has been told must be known; that alone is no reason to register it anew.
+  const bool lanes = it->s && (asked & EPOLLET) && it->s->fast.load(std::memory_order_relaxed) && (force || !it->in_kernel || it->kreg != want);
+  const bool cookie = fast || (asked & EPOLLONESHOT) || k != all || echo || lanes;
   const uint64_t data = cookie ? item_cookie(it) : it->data;
   const int epfd = ep->fd.load(std::memory_order_relaxed);
   int r = 0;
-  const bool anew = !it->in_kernel || force || it->kreg != want || it->kcookie != cookie;
-  if (it->in_kernel && (force || it->kreg != want || it->kcookie != cookie)) {
+  // An edge-triggered item that stands there for the same bits stays as it is, even if it needs no cookie any more: registered anew it would tell again.
+  const bool same = it->kcookie && (asked & EPOLLET) ? (it->kreg | ep_always) == (want | ep_always) : it->kreg == want && it->kcookie == cookie;
+  const bool anew = !it->in_kernel || force || !same;
+  if (it->in_kernel && anew) {
     if (want & EPOLLEXCLUSIVE) {                        // the kernel does not modify these
       item_kernel_del(it);
     } else {
@@ -274,9 +268,11 @@ bool item_kernel_apply(epoll_item* it, bool force, int* err) {
     }
   }
   if (r == 0) {
-    it->kreg = want;
-    it->kcookie = cookie;
-    if (anew) it->echo.store(echo, std::memory_order_relaxed);
+    if (anew) {
+      it->kreg = want;
+      it->kcookie = cookie;
+      it->echo.store(echo, std::memory_order_relaxed);
+    }
     if (anew && (k & EPOLLIN)) {                        // the program's own call tells all that is unread, on both lanes
       it->edge_at = ep->drained.load(std::memory_order_relaxed);
       it->edged.store((force || err) && (asked & EPOLLET) && it->s && sock_poll(it->s).kernel_bits != ~0u, std::memory_order_relaxed);
@@ -392,7 +388,7 @@ void epoll_edge(socket* s) {
   });
 }
 
-// shutdown() raises an edge of its own, also on a connection that has ended: what has_ended keeps out of the kernel set comes in again.
+// shutdown() raises an edge of its own, also on a connection that has ended: what item_has_ended keeps out of the kernel set comes in again.
 void epoll_shut(socket* s) {
   if (s->items.empty()) return;
   bool any = false;

@@ -79,8 +79,11 @@ int translate(wait_call& c, epoll_event* ev, int n) {
     epoll_item* const it = item_of_cookie(data);
     if (!it || it->ep != ep || !it->in_kernel) continue;
     const uint32_t asked = (it->events.load(std::memory_order_relaxed) & ep_bits) | ep_always;
-    const uint32_t bits = ev[i].events & asked & (it->inner ? asked : ep_expand_kernel(sock_poll(it->s).kernel_bits));
-    const bool oneshot = it->events.load(std::memory_order_relaxed) & EPOLLONESHOT, edge = it->events.load(std::memory_order_relaxed) & EPOLLET;
+    const uint32_t flags = it->events.load(std::memory_order_relaxed), kernel = it->inner ? asked : sock_poll(it->s).kernel_bits;
+    uint32_t bits = ev[i].events & asked & (it->inner ? asked : ep_kernel_part(kernel, flags));
+    // Came behind unread fast bytes; when those are still under way, their arrival is the edge.
+    if (!(kernel & EPOLLIN) && (bits & EPOLLIN) && !(item_poll(it) & EPOLLIN)) bits &= ~uint32_t{EPOLLIN | EPOLLRDNORM};
+    const bool oneshot = flags & EPOLLONESHOT, edge = flags & EPOLLET;
     if (!bits) {                                        // of a lane that has moved meanwhile
       if (oneshot) item_kernel_apply(it, true);
       continue;
@@ -115,7 +118,8 @@ int translate(wait_call& c, epoll_event* ev, int n) {
   return w;
 }
 
-// Without the lock. Adds what the kernel has now, at most `room`.
+// Without the lock. Adds what the kernel has now, at most `room`. What is merged into reports that this call has already takes no room: the kernel is asked
+// again for the places that became free, where it cannot tell anything twice by that: all it has told are our cookies, and not all of them yet.
 void harvest(wait_call& c, int room) {
   epoll* const ep = c.ep;
   if (room > c.max - c.n) room = c.max - c.n;
@@ -124,11 +128,18 @@ void harvest(wait_call& c, int room) {
   ep->last_look.store(cycles(), std::memory_order_relaxed);
   ep->hot.store(false, std::memory_order_seq_cst);      // before the look: what a concurrent look leaves behind makes it hot again
   if (ep->ring.is(kready::open) && ep->ring.owner == &mux_self && kready_raised(ep->ring)) kready_ack(ep->ring, c.epfd);
-  const int r = kernel_wait(ep, c.epfd, c.out + c.n, room, 0, nullptr);
-  if (r < 0) { if (r != -EINTR) c.err = r; return; }
-  if (r == 0) { ep->empty_looks.fetch_add(1, std::memory_order_relaxed); return; }
-  ep->hot.store(true, std::memory_order_release);
-  c.n += translate(c, c.out + c.n, r);
+  for (uint32_t asked = 0;;) {
+    const int r = kernel_wait(ep, c.epfd, c.out + c.n, room, 0, nullptr);
+    if (r < 0) { if (r != -EINTR && !asked) c.err = r; return; }
+    if (r == 0) { ep->empty_looks.fetch_add(1, std::memory_order_relaxed); return; }
+    ep->hot.store(true, std::memory_order_release);
+    const bool again = r == room && std::all_of(c.out + c.n, c.out + c.n + r, [](const epoll_event& e) { return is_cookie(e.data.u64); });
+    const int left = translate(c, c.out + c.n, r);
+    c.n += left;
+    asked += static_cast<uint32_t>(r);
+    room -= left;
+    if (ICEPATH_LIKELY(!again || left == r) || asked >= ep->in_kernel.load(std::memory_order_relaxed) || room <= 0) return;
+  }
 }
 
 // Under the lock. Adds what is ready on the fast side.
@@ -188,10 +199,15 @@ bool kernel_members(const epoll* ep) {
   return ep->foreign.load(std::memory_order_relaxed) || ep->in_kernel.load(std::memory_order_relaxed);
 }
 
-// May the kernel set have something? The ring knows, or is made when asking in vain goes on.
+// May the kernel set have something? The ring knows, or is made when asking in vain goes on. A ring of another thread may have ended with it: it spares
+// most of the looks, not all.
 bool kernel_maybe(epoll* ep, int epfd) {
   if (!kernel_members(ep)) return false;
-  if (ep->ring.is(kready::open)) return ep->hot.load(std::memory_order_acquire) || kready_raised(ep->ring);
+  if (ep->ring.is(kready::open)) {
+    if (ep->hot.load(std::memory_order_acquire) || kready_raised(ep->ring)) return true;
+    return ep->ring.owner != &mux_self && (ep->since_look.fetch_add(1, std::memory_order_relaxed) >= 15 ||
+                                           cycles() - ep->last_look.load(std::memory_order_relaxed) > ns_to_cycles(50 * usec_ns));
+  }
   if (ep->ring.is(kready::none) && ep->empty_looks.load(std::memory_order_relaxed) >= 32 && ep->refs.load(std::memory_order_relaxed)) {
     no_signals block;                                   // a handler must not meet a ring half made
     if (ep->lock.lock()) {

@@ -18,6 +18,7 @@
 #include "sock/proc.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "tcp/tcp_sock.hpp"
@@ -238,6 +239,7 @@ void lane_run_work(stack* st) {
 void lane_advance(lane* l) {
   socket* s = l->s;
   if (!s) return;
+  if (ICEPATH_UNLIKELY(l->bulk) && takeover_leave_bulk(l)) return;
   const tx_lane tx0 = l->tx;
   const rx_lane rx0 = l->rx;
   const lane_phase phase0 = l->phase;
@@ -384,7 +386,7 @@ void lane_kernel_input(lane* l) {
     l->rx_f = have;
     l->peer_gone = true;
     const bool all = r == 0 && known && sent == have;
-    l->pending_err = all ? 0 : (err ? err : ECONNRESET);
+    l->pending_err = all || (r == 0 && l->reset_told) ? 0 : (err ? err : ECONNRESET);
     mib_add(l->st->net.stats->SockLaneDead);
   } else if (l->peer_died && err == EAGAIN) {
     // Its process ended without a header, and the kernel lane is open: a fork child has it. What the dead one had taken and not read is lost, so

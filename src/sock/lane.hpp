@@ -58,6 +58,9 @@ struct lane {
   lane_phase phase = lane_phase::idle;
   tx_lane tx = tx_lane::kernel;
   rx_lane rx = rx_lane::kernel;
+  bool bulk_stays = false, bulk = false;   // wire: large transfers are the kernel's; this one has become one
+  uint32_t calls = 0;        // wire: data calls since bulk was looked at, and the bytes then
+  uint64_t counted = 0;
   bool wire = false;         // no second lane: the connection itself has moved (takeover.hpp)
   int reuse_addr = 0;        // wire: SO_REUSEADDR, which the kernel's socket does not keep while it is parked
   bool want_kernel = false;  // demote and stay there (rare call, `icepath off`)
@@ -66,6 +69,7 @@ struct lane {
   bool peer_died = false;    // its process has ended
   bool tx_late = false;      // our fast header is not written yet: the program found the send buffer full, and nobody has read since
   bool tx_wanted = false;    // our kernel header waits until the fast header is acknowledged
+  bool reset_told = false;   // the program has had the kernel lane's ECONNRESET
   bool closing = false;      // the last fd closed while it was opening
   bool fin_wanted = false;   // shutdown(SHUT_WR): the kernel lane is shut when our bytes are in it
   bool peer_closed = false;  // our direction goes to nobody: the kernel lane answers what is written (RST, then EPIPE)

@@ -168,7 +168,10 @@ ssize_t lane_send(lane* l, user_msg& m, int flags) {
   if (l->out_len && !lane_tx_to_kernel(l)) return -EAGAIN;
   kernel_view k(m, m.count);
   const ssize_t r = lane_sys::sendmsg(l->fd, &k.h, (flags & ~MSG_WAITALL) | MSG_DONTWAIT);
-  if (r < 0) return errno == EPIPE ? -EPIPE_RAISED : -errno;
+  if (r < 0) {
+    if (errno == ECONNRESET) l->reset_told = true;
+    return errno == EPIPE ? -EPIPE_RAISED : -errno;
+  }
   s->k_tx.fetch_add(static_cast<uint64_t>(r), std::memory_order_relaxed);
   advance(m, static_cast<size_t>(r));
   return r;

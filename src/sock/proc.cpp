@@ -25,6 +25,7 @@
 #include "sock/pool.hpp"
 #include "sock/rendezvous.hpp"
 #include "sock/rows.hpp"
+#include "sock/takeover.hpp"
 #include "sock/wait.hpp"
 #include "stack/helper.hpp"
 #include "stack/process.hpp"
@@ -301,7 +302,7 @@ int nothing_pending(void* ctx) {
 bool sock_init() {
   if (!config_get().port_local && !config_get().xdp_ifname[0]) { failure = "no port is configured (ICEPATH_PORTS)"; return false; }
   if (!fdtable_start()) { failure = "no memory for the descriptor table"; return false; }
-  helper_set_handlers({lane_event, peer_died, control});
+  helper_set_handlers({lane_event, peer_died, control, takeover_look});
   if (config_get().require && !process_start()) { failure = process_why(); return false; }
   return true;
 }
@@ -403,6 +404,7 @@ void sock_fork_child() {
   wait_forget();
   rendezvous_forget();
   promote_forget();
+  takeover_forget();
   holders_fork_forget();
   process_forget();
   mux_fork_child();

@@ -187,7 +187,8 @@ void publish(socket* s, int fd) {
     if (!why) return;
     if (why != wire_local_reason || !config_get().port_local) {
       s->reason = why;
-      if (again) s->retry_at = clock_now() + (first_pause << (s->tries < max_doublings ? s->tries++ : max_doublings));
+      if (why == wire_opening_reason) s->retry_at = clock_now() + first_pause;
+      else if (again) s->retry_at = clock_now() + (first_pause << (s->tries < max_doublings ? s->tries++ : max_doublings));
       else s->never.store(true, std::memory_order_relaxed);
       return;
     }

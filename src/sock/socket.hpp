@@ -53,6 +53,7 @@ struct socket : file {
   std::atomic<uint64_t> k_tx{0}, k_rx{0};           // bytes that went by the kernel lane since birth
   std::atomic<bool> publishing{false};  // a thread is about to give it a lane
   std::atomic<uint32_t> ops{0};         // data calls so far, for lazy promotion
+  uint64_t bulk_mark = 0;               // bytes when it was last found to be a large transfer (takeover.cpp)
   uint64_t past_fast_tx = 0, past_fast_rx = 0;      // bytes of fast connections that are over; owner word
   uint8_t tries = 0;                    // promotions that came to nothing, since the last one that did not
   nsec retry_at = 0;                    // not tried again before

@@ -125,8 +125,13 @@ int sock_getsockopt(socket* s, int fd, int level, int name, void* val, socklen_t
     int e = 0;
     {
       const inside in(s);
-      if (in.l) { e = in.l->pending_err; in.l->pending_err = 0; }
-      if (in.l && in.l->wire && !e) { e = in.l->sk->err; in.l->sk->err = 0; }
+      if (in.l) {
+        socklen_t n = sizeof e;
+        e = in.l->pending_err;
+        in.l->pending_err = 0;
+        if (!e && !in.l->wire && real::getsockopt(fd, SOL_SOCKET, SO_ERROR, &e, &n) == 0 && e == ECONNRESET) in.l->reset_told = true;
+        if (!e && in.l->wire) { e = in.l->sk->err; in.l->sk->err = 0; }
+      }
     }
     if (!e && s->pending_err) { e = s->pending_err; s->pending_err = 0; }
     if (e) {

@@ -9,6 +9,7 @@
 #include <sys/socket.h>
 
 #include "base/clock.hpp"
+#include "base/config.hpp"
 #include "base/libc.hpp"
 #include "base/log.hpp"
 #include "base/no_cancel.hpp"
@@ -30,10 +31,38 @@ namespace icepath {
 namespace {
 
 constexpr nsec rest_limit = 5 * sec_ns;
+std::atomic<uint32_t> live{0};       // connections that are ours now
 // Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
 constexpr size_t most_unread = 2u << 20;
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
+
+// A transfer of large pieces. Where the kernel is faster with those, they stay with it, and go back to it.
+constexpr uint64_t bulk_per_call = 8192;
+constexpr uint32_t bulk_window = 64;       // calls
+constexpr const char* bulk_reason = "bulk: the kernel is faster on this interface";
+
+// After each data call on the fast path.
+void count_call(lane* l) {
+  if (ICEPATH_LIKELY(++l->calls < bulk_window) || !l->bulk_stays) return;
+  const uint64_t bytes = l->f_tx + l->f_rx;
+  if (bytes - l->counted >= bulk_per_call * l->calls) {
+    l->bulk = true;
+    lane_note(l);      // not in the middle of the program's call
+  }
+  l->counted = bytes;
+  l->calls = 0;
+}
+
+// The same question in the kernel, before it is taken over.
+bool bulk_so_far(socket* s) {
+  const uint64_t bytes = s->k_tx.load(std::memory_order_relaxed) + s->k_rx.load(std::memory_order_relaxed) + s->past_fast_tx + s->past_fast_rx;
+  const uint32_t calls = s->ops.load(std::memory_order_relaxed);
+  const bool bulk = bytes - s->bulk_mark >= bulk_per_call * (calls ? calls : 1);
+  s->bulk_mark = bytes;
+  s->ops.store(0, std::memory_order_relaxed);
+  return bulk;
+}
 
 void drain(stack* st) {
   for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
@@ -52,6 +81,7 @@ void end(lane* l, bool again) {
   s->ops.store(0, std::memory_order_relaxed);
   if (again) s->retry_at = clock_now() + 20 * msec_ns;
   s->never.store(!again, std::memory_order_relaxed);
+  live.fetch_sub(1, std::memory_order_relaxed);
   row_demoted(s);
   s->past_fast_tx += l->f_tx;
   s->past_fast_rx += l->f_rx;
@@ -136,6 +166,8 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   wire_route r;
   if (const char* why = wire_find(t, fd, &r, again)) return why;
   *again = true;
+  const bool bulk_stays = r.bulk_stays && !config_get().bulk_fast;
+  if (bulk_stays && bulk_so_far(s)) return bulk_reason;
   int unread = 0;
   if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) return "much unread data";
   if (!helper_start()) return "no helper thread";
@@ -149,6 +181,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   st->net.now = clock_now();
   l->t = t;
   l->wire = true;
+  l->bulk_stays = bulk_stays;
   s->st = st;
   s->ln = l;
   const char* why = "busy in a kernel call";
@@ -171,6 +204,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   s->tries = 0;
   mib_add(st->net.stats->SockPromoted);
   row_promoted(s);
+  if (live.fetch_add(1, std::memory_order_relaxed) == 0) helper_wire_due(clock_now() + sec_ns);
   lane_publish(l);
   sock_wake(s, wake_changed);
   stack_leave(st);
@@ -254,6 +288,7 @@ ssize_t takeover_send(lane* l, user_msg& m, int flags) {
   if (ICEPATH_LIKELY(r > 0)) {
     l->f_tx += static_cast<size_t>(r);
     row_sent(l->s, l->f_tx);
+    count_call(l);
   }
   return r;
 }
@@ -265,8 +300,17 @@ ssize_t takeover_recv(lane* l, user_msg* m, size_t max, int flags) {
     return -e;
   }
   const ssize_t r = tcp_recvmsg(l->st->net, l->sk, m, max, flags & (MSG_PEEK | MSG_TRUNC));
-  if (r > 0 && !(flags & MSG_PEEK)) l->f_rx += static_cast<size_t>(r);
+  if (r > 0 && !(flags & MSG_PEEK)) {
+    l->f_rx += static_cast<size_t>(r);
+    count_call(l);
+  }
   return r;
+}
+
+bool takeover_leave_bulk(lane* l) {
+  if (!l->bulk) return false;
+  l->bulk = false;
+  return give_back(l, bulk_reason, true);
 }
 
 void takeover_readiness(lane* l, uint32_t* ready) {
@@ -278,29 +322,76 @@ void takeover_readiness(lane* l, uint32_t* ready) {
 }
 
 namespace {
-void review_one(socket* s, void*) {
+
+// One look at every connection. Which are asked about everything (0.15 ms each): all, when routes or rules have changed, else the first, for what tells
+// nobody of its changes (the process's cgroup); when that one has to go, all. The others: is the next hop where it was, does the peer answer.
+struct reviewing { bool all, first_done = false, left = false; };
+
+// What wire_find has to be asked about, or nullptr. Inside.
+const char* unwell(const lane* l) {
+  // Two timeouts in a row: a smaller path MTU, a dead gateway, a filter on the way. The kernel is told of such things by ICMP, we are not.
+  if (l->sk->backoff >= 2) return "no answer: the kernel tries";
+  return nullptr;
+}
+bool moved(const lane* l) {
+  uint8_t mac[6];
+  const neighbour* nb = l->sk->dst ? l->sk->dst->neigh : nullptr;
+  return !nb || !wire_neigh(nb->primary_key, mac) || std::memcmp(nb->ha, mac, 6) != 0;
+}
+
+void review_one(socket* s, void* ctx) {
+  auto& v = *static_cast<reviewing*>(ctx);
   stack* st = s->st;
   lane* l = s->ln;
   if (!st || !l || !s->fast.load() || !stack_enter(st)) return;
-  four_tuple t{};
-  const bool wire = s->ln == l && l->s == s && l->st == st && l->wire;
-  if (wire) t = l->t;
-  const int fd = wire ? l->fd : -1;
+  const auto ours = [&] { return s->ln == l && l->s == s && l->st == st && l->wire && l->sk; };
+  if (!ours()) { stack_leave(st); return; }
+  const four_tuple t = l->t;
+  const int fd = l->fd;
+  st->net.now = clock_now();
+  if (const char* why = unwell(l)) {
+    give_back(l, why, true);
+    stack_leave(st);
+    return;
+  }
+  const bool ask = v.all || !v.first_done || moved(l);
   stack_leave(st);
-  if (!wire) return;
+  if (!ask) return;
+  v.first_done = true;
   wire_route r;
   bool again;
   const char* why = wire_find(t, fd, &r, &again);
   if (!stack_enter(st)) return;
-  if (s->ln == l && l->s == s && l->st == st && l->wire && l->t == t) {
+  if (ours() && l->t == t) {
     st->net.now = clock_now();
-    if (why) give_back(l, why, true);
-    else if (dst_entry* d = route_to(st, r)) tcp_set_dst(st->net, l->sk, d);   // by another next hop, perhaps
+    if (why) {
+      v.left = true;
+      give_back(l, why, true);
+    } else if (dst_entry* d = route_to(st, r)) {
+      tcp_set_dst(st->net, l->sk, d);   // by another next hop, perhaps
+    }
   }
   stack_leave(st);
 }
+
 }  // namespace
 
-void takeover_review() { sockets_for_each(review_one, nullptr); }
+nsec takeover_look(nsec now) {
+  nsec next = ~nsec{0};
+  const wire_changes c = wire_step(now, &next);
+  if (live.load(std::memory_order_relaxed) == 0) return ~nsec{0};
+  reviewing v{c.routes || c.policy};
+  sockets_for_each(review_one, &v);
+  if (!v.all && v.left) {
+    v = {true};
+    sockets_for_each(review_one, &v);
+  }
+  return live.load(std::memory_order_relaxed) ? next : ~nsec{0};
+}
+
+void takeover_forget() {
+  wire_forget();
+  live.store(0);
+}
 
 }  // namespace icepath

@@ -20,8 +20,11 @@ bool give_back(lane* l, const char* why, bool later = false);
 bool takeover_close(lane* l);                          // the last fd closes: as lane_close, always true
 ssize_t takeover_send(lane* l, user_msg& m, int flags);
 ssize_t takeover_recv(lane* l, user_msg* m, size_t max, int flags);
+bool takeover_leave_bulk(lane* l);                     // it has become a large transfer, and they are the kernel's here: true: it has gone home
 void takeover_readiness(lane* l, uint32_t* ready);     // what sock_poll answers; the kernel answers for nothing
-// The host's rules or routes have changed: those that may not stay go home. Helper thread, outside.
-void takeover_review();
+// The host's tables have changed, or it is time to look at what tells nobody: connections that may not stay go home. Helper thread, outside. When to come
+// again, ~0: when something comes.
+nsec takeover_look(nsec now);
+void takeover_forget();                                // in a fork child
 
 }  // namespace icepath

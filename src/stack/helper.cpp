@@ -21,7 +21,7 @@
 namespace icepath {
 namespace {
 
-constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_peer = 1ull << 63, key_stack = 1ull << 62;  // + slot, + stack number
+constexpr uint64_t key_event = ~0ull, key_ctl = ~0ull - 1, key_wire = ~0ull - 2, key_peer = 1ull << 63, key_stack = 1ull << 62;  // + slot, + stack number
 
 std::atomic<uint32_t> started{0};
 std::atomic<bool> parked{false}, stopping{false};
@@ -35,6 +35,7 @@ peer_process peers[max_processes];   // by slot; set by whoever meets the peer f
 std::atomic<nsec> awake_at{0};          // the helper is awake then at the latest
 std::atomic<uint32_t> returns{0};       // threads that came back from a sleep
 std::atomic<uint32_t> expected{0};      // timers handed over (helper_expect)
+std::atomic<nsec> wire_at{~nsec{0}};    // the host's tables are looked at then
 constexpr unsigned most_quiet = 2;      // a busy process is looked at every helper_silence << 2
 
 void drop(peer_process& p) {
@@ -121,6 +122,8 @@ void* run(void*) {
     }
     unparked = false;
     const nsec now = clock_now();
+    if (ICEPATH_UNLIKELY(wire_at.load(std::memory_order_relaxed) <= now)) wire_at.store(on.wire ? on.wire(now) : ~nsec{0}, std::memory_order_relaxed);
+    if (const nsec w = wire_at.load(std::memory_order_relaxed); w < next) next = w;
     int timeout = parked.load(std::memory_order_relaxed) ? -1 : static_cast<int>((helper_silence << quiet) / msec_ns);
     if (next != ~nsec{0}) {
       const int ms = next <= now ? 0 : static_cast<int>(((next - now) + msec_ns - 1) / msec_ns > 60000 ? 60000 : ((next - now) + msec_ns - 1) / msec_ns);
@@ -141,6 +144,8 @@ void* run(void*) {
         char b[64];
         while (::read(ctl, b, sizeof b) > 0) {}
         control();
+      } else if (e[i].data.u64 == key_wire) {
+        wire_at.store(0, std::memory_order_relaxed);
       } else if (e[i].data.u64 >= key_peer) {
         const uint32_t slot = static_cast<uint32_t>(e[i].data.u64 - key_peer);
         const uint64_t cookie = peers[slot].cookie.load(std::memory_order_acquire);
@@ -237,6 +242,7 @@ void helper_stop() {
 }
 
 void helper_forget() {
+  wire_at.store(~nsec{0});
   started.store(0);
   stopping.store(false);
   parked.store(false);
@@ -304,6 +310,20 @@ void helper_watch_peer(uint32_t slot, uint64_t cookie, int pid) {
   e.events = EPOLLIN;
   e.data.u64 = key_peer + slot;
   real::epoll_ctl(ep, EPOLL_CTL_ADD, high, &e);
+}
+
+void helper_watch_wire(int fd) {
+  if (!helper_start()) return;
+  epoll_event e{};
+  e.events = EPOLLIN;
+  e.data.u64 = key_wire;
+  real::epoll_ctl(ep, EPOLL_CTL_ADD, fd, &e);
+}
+
+void helper_wire_due(nsec at) {
+  nsec v = wire_at.load(std::memory_order_relaxed);
+  while (at < v && !wire_at.compare_exchange_weak(v, at)) {}
+  helper_expect(at);
 }
 
 void helper_set_handlers(const helper_handlers& h) { on = h; }

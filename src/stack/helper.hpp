@@ -33,7 +33,11 @@ struct helper_handlers {
   void (*lane_event)(uint64_t key, uint32_t events);
   void (*peer_died)(uint32_t slot, uint64_t cookie);
   int (*control)(uint32_t cmd, uint64_t arg, uint32_t* count);
+  nsec (*wire)(nsec now);                  // the host's tables have changed, or it is time to look. When to look again, ~0: when something comes
 };
+// The mirror of the host's tables (wire_port.hpp) is looked after by the helper: when fd is readable, and when helper_wire_due says so. Any thread.
+void helper_watch_wire(int fd);
+void helper_wire_due(nsec at);
 void helper_set_handlers(const helper_handlers& h);
 
 }  // namespace icepath

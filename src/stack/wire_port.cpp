@@ -21,6 +21,7 @@
 #include "control/plugin.hpp"
 #include "control/policy.hpp"
 #include "control/route.hpp"
+#include "stack/helper.hpp"
 #include "stack/process.hpp"
 #include "stack/stack.hpp"
 #include "xdp/xdp_port.hpp"
@@ -28,11 +29,13 @@
 namespace icepath {
 
 const char* const wire_local_reason = "the peer is on this host";
+const char* const wire_opening_reason = "the port is being opened";
 
 namespace {
 
 enum : uint32_t { untried, ready, refused };
 std::atomic<uint32_t> state{untried};
+std::atomic<bool> asked{false};
 std::atomic<uint32_t> opening{0};
 struct guard {
   guard() { while (opening.exchange(1, std::memory_order_acquire)) sched_yield(); }
@@ -61,6 +64,16 @@ const control_plugin* load_control(char* why, size_t n) {
   return nullptr;
 }
 
+void each_fd(void (*f)(int)) {
+  int v[64];
+  const auto all = [&](int n) { for (int i = 0; i < n; ++i) f(v[i]); };
+  all(plugin->fds(mirror, v, 64));
+  all(xdp_iface_fds(*iface, v, 64));
+  all(xdp_port_fds(port, v, 64));
+  for (const int fd : {asking.rt, asking.udp4, asking.udp6})
+    if (fd >= 0) f(fd);
+}
+
 // All or nothing. False: why.
 bool open_port(char* why, size_t n) {
   const config& c = config_get();
@@ -68,7 +81,6 @@ bool open_port(char* why, size_t n) {
   if (!(plugin = load_control(why, n))) return false;
   mirror = plugin->open(&err);
   if (!mirror) { std::snprintf(why, n, "netlink: %s", strerrordesc_np(err)); return false; }
-  process_fd_add_internal(plugin->fd(mirror));
   if (control_neigh_open(asking) != 0) { std::snprintf(why, n, "netlink: no socket for neighbours"); return false; }
   const auto i = xdp_iface_open(c.xdp_ifname, xdp_mode::automatic, why, n);
   if (!i.ok()) {
@@ -89,6 +101,7 @@ bool open_port(char* why, size_t n) {
     err = -p.err();
   }
   stack_leave(owner);
+  if (err == 0) each_fd(process_fd_add_internal);
   return err == 0;
 }
 
@@ -99,18 +112,13 @@ void close_all() {
   }
   if (iface) xdp_iface_close(iface);
   iface = nullptr;
-  if (mirror) { process_fd_del_internal(plugin->fd(mirror)); plugin->close(mirror); }
+  if (mirror) plugin->close(mirror);
   mirror = nullptr;
   control_neigh_close(asking);
 }
 
-bool start() {
-  uint32_t v = state.load(std::memory_order_acquire);
-  if (ICEPATH_LIKELY(v != untried)) return v == ready;
+void open_once() {
   const no_cancel whole;
-  const guard g;
-  v = state.load(std::memory_order_relaxed);
-  if (v != untried) return v == ready;
   char why[200] = "";
   const bool ok = open_port(why, sizeof why);
   if (!ok) {
@@ -118,7 +126,15 @@ bool start() {
     close_all();
   }
   state.store(ok ? ready : refused, std::memory_order_release);
-  return ok;
+  if (ok) helper_watch_wire(plugin->fd(mirror));
+}
+
+// Opening takes some hundred milliseconds (the program is verified, the frames are pinned): the helper thread does it, nobody waits.
+bool start() {
+  const uint32_t v = state.load(std::memory_order_acquire);
+  if (ICEPATH_LIKELY(v == ready)) return true;
+  if (v == untried && !asked.exchange(true)) helper_wire_due(0);
+  return false;
 }
 
 uint32_t int_option(int fd, int name) {
@@ -141,7 +157,10 @@ bool wire_configured() { return config_get().xdp_ifname[0] != '\0'; }
 
 const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   *again = false;
-  if (!start()) return "the port cannot be used";
+  if (!start()) {
+    *again = state.load(std::memory_order_relaxed) != refused;
+    return *again ? wire_opening_reason : "the port cannot be used";
+  }
   const no_cancel whole;
   const guard g;
   nsec next;
@@ -174,7 +193,15 @@ const char* wire_find(const four_tuple& t, int fd, wire_route* r, bool* again) {
   std::memcpy(r->mac, nb.mac, 6);
   r->ifindex = a.ifindex;
   r->mtu = a.mtu;
+  r->bulk_stays = iface->info.software && !(r->dev->features & NETIF_F_TSO);
   return nullptr;
+}
+
+bool wire_neigh(const inet_addr& next_hop, uint8_t mac[6]) {
+  if (state.load(std::memory_order_acquire) != ready) return false;
+  const neigh_answer nb = control_neigh(*plugin->view(mirror), iface->info.ifindex, next_hop);
+  std::memcpy(mac, nb.mac, 6);
+  return nb.verdict == neigh_verdict::usable || nb.verdict == neigh_verdict::stale;
 }
 
 int wire_flow_add(const four_tuple& t) {
@@ -190,6 +217,9 @@ int wire_flow_del(const four_tuple& t) {
 int wire_control_fd() { return state.load(std::memory_order_acquire) == ready ? plugin->fd(mirror) : -1; }
 
 wire_changes wire_step(nsec now, nsec* next) {
+  *next = ~nsec{0};
+  if (state.load(std::memory_order_relaxed) == untried && asked.load(std::memory_order_relaxed)) open_once();
+  if (state.load(std::memory_order_relaxed) != ready) return {};
   const guard g;
   step(now, next);
   const wire_changes c = unseen;
@@ -209,6 +239,7 @@ void wire_forget() {
   mirror = nullptr;
   owner = nullptr;
   unseen = {};
+  asked.store(false, std::memory_order_relaxed);
   opening.store(0, std::memory_order_relaxed);
   state.store(untried, std::memory_order_relaxed);
 }

@@ -4,6 +4,7 @@
 # itself is killed. Temporary files live in one directory per test, removed at exit. Python standard library only.
 import atexit
 import ctypes
+import glob
 import json
 import os
 import re
@@ -23,6 +24,20 @@ COMMAND = os.path.join(BUILD, "tools", "icepath")
 PYTHON = "/usr/bin/python3"          # Debian's: a test runs what a user has
 HERE = os.path.dirname(os.path.abspath(__file__))
 ARMS = ("kernel", "fast")
+
+
+def preload(library):
+    """What LD_PRELOAD must say for a library: one built with AddressSanitizer needs the runtime behind it (preload/asan.cpp)."""
+    if not os.path.exists(library):
+        return library                  # main() says so
+    needs = subprocess.run(["readelf", "-d", library], capture_output=True, text=True, check=True).stdout
+    runtime = re.search(r"\(NEEDED\).*\[(libasan\.so\.\d+)\]", needs)
+    return f"{library}:{runtime[1]}" if runtime else library
+
+
+PRELOAD = preload(LIBRARY)
+ASAN = PRELOAD != LIBRARY
+ASAN_REPORTS = f"/tmp/icepath-asan-{os.getpid()}"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _running = []
@@ -77,9 +92,13 @@ def free_port():
 def environment(arm, **more):
     env = {k: v for k, v in os.environ.items() if not k.startswith("ICEPATH_") and k != "LD_PRELOAD"}
     if arm == "fast":
-        env.update(LD_PRELOAD=LIBRARY, ICEPATH_STATS="1", ICEPATH_REQUIRE="1")
-        for k in ("ASAN_OPTIONS", "TSAN_OPTIONS"):
+        env.update(LD_PRELOAD=PRELOAD, ICEPATH_STATS="1", ICEPATH_REQUIRE="1")
+        for k in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS"):
             env.pop(k, None)
+        if ASAN:                         # a daemon's stderr may be lost, and a master starts dead workers again: main() looks for reports
+            os.makedirs(ASAN_REPORTS, exist_ok=True)
+            os.chmod(ASAN_REPORTS, 0o1777)
+            env["ASAN_OPTIONS"] = env["UBSAN_OPTIONS"] = f"log_path={ASAN_REPORTS}/report"
     env.update({k: str(v) for k, v in more.items()})
     return env
 
@@ -281,6 +300,16 @@ def share(arm, what, fast, moved, least=0.0):
         check(fast == 0, f"{what}: {fast} bytes by the fast path, although only one end has it")
 
 
+def no_reports():
+    """Fails with what AddressSanitizer wrote in any process since the last call."""
+    texts = []
+    for path in glob.glob(f"{ASAN_REPORTS}/*") if ASAN else []:
+        with open(path, errors="replace") as f:
+            texts.append(f"{path}:\n{f.read()[:6000]}")
+        os.unlink(path)
+    check(not texts, "\n".join(texts))
+
+
 def main(tests, arms=ARMS):
     """Runs functions test(arm) in each arm; speaks TAP."""
     plan = [(t, a) for t in tests for a in getattr(t, "arms", arms)]
@@ -295,6 +324,7 @@ def main(tests, arms=ARMS):
             if a == "fast":
                 check(os.path.exists(LIBRARY), f"{LIBRARY} was not built")
             t(a) if a else t()
+            no_reports()
             print(f"ok {name} # {time.monotonic() - started:.2f} s", flush=True)
         except Skip as e:
             print(f"ok {name} # SKIP {e}", flush=True)
@@ -306,6 +336,7 @@ def main(tests, arms=ARMS):
         finally:
             for p in list(_running):
                 p.kill()
+    shutil.rmtree(ASAN_REPORTS, ignore_errors=True)
     cleanup()
     sys.exit(1 if failed else 0)
 

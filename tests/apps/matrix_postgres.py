@@ -40,7 +40,7 @@ class Cluster:
         lib.until("postgres answers", self.ready, 15)
 
     def env(self, arm):
-        return {"LD_PRELOAD": self.library, "HOME": self.dir} if arm == "fast" else {"HOME": self.dir}
+        return {"LD_PRELOAD": lib.preload(self.library), "HOME": self.dir} if arm == "fast" else {"HOME": self.dir}
 
     def start(self, arm, argv, stdin=None):
         return lib.Program(arm, argv, stdin, user=USER, **self.env(arm))

@@ -14,7 +14,7 @@ def said(text, *args, status):
 
 def test_statuses(_):
     said("icepath 0.", "--version", status=0)
-    for sub in ([], ["run"], ["ss"], ["stat"], ["off"], ["on"]):
+    for sub in ([], ["run"], ["ss"], ["stat"], ["off"], ["on"], ["doctor"]):
         said("Usage:", *sub, "--help", status=0)
     said("A subcommand is required", status=2)
     said("no program given", "run", status=2)
@@ -22,6 +22,17 @@ def test_statuses(_):
     said("no accelerated process 1 ", "off", "1", status=1)
     said("[", "ss", "--json", status=0)
     said("[", "stat", "--json", status=0)
+
+
+def test_doctor_says_what_is_there_and_what_is_missing(_):
+    said("ok  libicepath.so", "doctor", status=0)                  # the xdp port was not asked for
+    said("no  no interface nosuchif0", "doctor", "nosuchif0", status=1)
+    said("not an IPv4 address and a port", "doctor", "--peer", "192.0.2.1", status=2)
+    said("that is this host", "doctor", "--peer", "127.0.0.1:80", status=0 if os.getuid() == 0 else 1)
+    if os.getuid() == 0:
+        r = subprocess.run(["setpriv", "--reuid", "nobody", lib.COMMAND, "doctor", "--peer", "127.0.0.1:80"], capture_output=True, text=True, timeout=20,
+                           env=lib.environment("kernel"), check=False)
+        check(r.returncode == 1 and "no  CAP_NET_ADMIN is missing" in r.stdout and "-> a service: AmbientCapabilities=" in r.stdout, r.stdout + r.stderr)
 
 
 def test_run_gives_the_programs_status(_):
@@ -57,5 +68,5 @@ def test_run_says_what_cannot_be_accelerated(_):
         said("set-user-ID", "run", "--", setuid, status=7)
 
 
-lib.main([test_statuses, test_run_gives_the_programs_status, test_run_keeps_arguments_and_preload,
+lib.main([test_statuses, test_doctor_says_what_is_there_and_what_is_missing, test_run_gives_the_programs_status, test_run_keeps_arguments_and_preload,
           test_run_says_what_cannot_be_accelerated], arms=("fast",))

@@ -13,7 +13,7 @@ def outcome(arm, argv, directory, text=""):
     env.update(LC_ALL="C", HOME=directory, GIT_CONFIG_NOSYSTEM="1", GIT_AUTHOR_DATE="1700000000 +0000", GIT_COMMITTER_DATE="1700000000 +0000",
                GIT_AUTHOR_NAME="a", GIT_AUTHOR_EMAIL="a@b.c", GIT_COMMITTER_NAME="a", GIT_COMMITTER_EMAIL="a@b.c", SOURCE_DATE_EPOCH="1700000000")
     if arm == "fast":
-        env["LD_PRELOAD"] = lib.LIBRARY
+        env["LD_PRELOAD"] = lib.PRELOAD
     r = subprocess.run(argv, cwd=directory, env=env, input=text, capture_output=True, text=True, timeout=100)
     files = {}
     for d, _, names in os.walk(directory):

@@ -44,13 +44,20 @@ def tail(data, lines=25):
     return "\n".join(data.decode(errors="replace").splitlines()[-lines:])
 
 
+def preload(lib):
+    """What LD_PRELOAD must say for a library: one built with AddressSanitizer needs the runtime beside it (preload/asan.cpp)."""
+    needs = subprocess.run(["readelf", "-d", lib], capture_output=True, text=True, check=True).stdout
+    runtime = re.search(r"\(NEEDED\).*\[(libasan\.so\.\d+)\]", needs)
+    return f"{lib}:{runtime[1]}" if runtime else lib
+
+
 def environment(lib=None, promote=None):
     env = {k: v for k, v in os.environ.items() if not k.startswith("ICEPATH_") and k != "LD_PRELOAD"}
     if "ICEPATH_RUNTIME_DIR" in os.environ:
         env["ICEPATH_RUNTIME_DIR"] = os.environ["ICEPATH_RUNTIME_DIR"]
     env["LC_ALL"] = "C"
     if lib:
-        env.update(LD_PRELOAD=lib, ICEPATH_PROMOTE=promote, ICEPATH_STATS="1")
+        env.update(LD_PRELOAD=preload(lib), ICEPATH_PROMOTE=promote, ICEPATH_STATS="1")
     return env
 
 

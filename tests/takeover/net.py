@@ -103,7 +103,7 @@ class Net:
     def start(self, x, arm, argv, stdin=None, **env):
         """A program in namespace x: arm fast (with icepath on this side's interface) or kernel. The environment is given after nsenter, which is not under test."""
         if arm == "fast":
-            env = {"LD_PRELOAD": lib.LIBRARY, "ICEPATH_STATS": 1, "ICEPATH_REQUIRE": 1, "ICEPATH_PORTS": f"xdp:{DEV[x]}", **env}
+            env = {"LD_PRELOAD": lib.LIBRARY, "ICEPATH_STATS": 1, "ICEPATH_REQUIRE": 1, "ICEPATH_BULK": "fast", "ICEPATH_PORTS": f"xdp:{DEV[x]}", "ICEPATH_BULK": "fast", **env}
         words = [f"{k}={v}" for k, v in env.items()]
         p = lib.Program("kernel", [*self.inside(x), "env", *words, *argv], stdin)
         p.arm = arm

@@ -189,6 +189,8 @@ def test_blocked_writer_over_moves():
         a.do(f"w = Later(send_stream, s, 5, {size})")
         time.sleep(0.2)
         (a.on if path == ON else a.off)()
+        if path == OFF:                                            # also with a full send buffer, and nobody who reads
+            until("the connection is the kernel's", lambda: not a.fast(), 3)
         time.sleep(0.1)
         check(b.do(f"recv_stream(s, 5, {size})") == size, "bytes of a blocked writer are missing")
         check(a.do("w.result(5)") == size, "the blocked writer did not finish")

@@ -50,7 +50,7 @@ def test_nginx():
     conf = os.path.join(root, "conf")
     with open(conf, "w") as f:
         f.write(f"""user root; worker_processes 1; daemon off; pid {root}/pid; error_log stderr;
-env ICEPATH_STATS; env ICEPATH_REQUIRE; env ICEPATH_PORTS; env LD_PRELOAD;
+env ICEPATH_STATS; env ICEPATH_REQUIRE; env ICEPATH_PORTS; env ICEPATH_BULK; env LD_PRELOAD;
 events {{ worker_connections 1024; }}
 http {{ access_log off; sendfile on; keepalive_timeout 65; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;
 uwsgi_temp_path {root}/u; scgi_temp_path {root}/s; server {{ listen {net.addr['a']}:{port}; root {root}; }} }}

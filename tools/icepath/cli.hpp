@@ -22,6 +22,8 @@ int run(const run_options& o);                       // returns only when the pr
 int ss(bool json);
 int stat(bool json);
 int control(control_cmd cmd, pid_t pid);
+struct doctor_options { std::string ifname, peer; };
+int doctor(const doctor_options& o);
 
 // One accelerated process, its header's words copied and checked.
 struct process {

@@ -7,8 +7,8 @@ int main(int argc, char** argv) {
   using namespace icepath;
   CLI::App app{
       "icepath makes existing TCP programs faster without changing them.\n"
-      "Connections between two accelerated processes of this host are carried by a TCP/IP stack inside the processes;\n"
-      "everything else stays with the kernel.",
+      "Connections between two accelerated processes of this host, and on request those with other hosts over an interface,\n"
+      "are carried by a TCP/IP stack inside the processes; everything else stays with the kernel.",
       "icepath"};
   app.set_version_flag("--version,-V", "icepath " ICEPATH_VERSION);
   app.require_subcommand(1);
@@ -23,7 +23,7 @@ int main(int argc, char** argv) {
   cli::run_options run;
   auto* r = app.add_subcommand("run", "run a program with acceleration: icepath run [OPTIONS] -- CMD [ARG...]");
   r->add_flag("--require", run.require, "end the program with a message when the fast path cannot be set up at all (ICEPATH_REQUIRE=1)");
-  r->add_option("--ports", run.ports, "ports that may carry connections, separated by commas: local (ICEPATH_PORTS)")->type_name("PORTS");
+  r->add_option("--ports", run.ports, "ports that may carry connections, separated by commas: local, xdp:IFNAME (ICEPATH_PORTS)")->type_name("PORTS");
   r->add_option("--promote", run.promote, "when a connection leaves the kernel: lazy, eager or never (ICEPATH_PROMOTE)")
       ->check(CLI::IsMember({"lazy", "eager", "never"}))->type_name("WHEN");
   r->add_flag("--stats", run.stats, "one line of counters on stderr when the program ends (ICEPATH_STATS=1)");
@@ -44,6 +44,12 @@ int main(int argc, char** argv) {
   auto* on = app.add_subcommand("on", "allow a process's connections onto the fast path again");
   on->add_option("PID", pid, "process")->required()->check(a_pid);
 
+  cli::doctor_options ask;
+  auto* d = app.add_subcommand("doctor", "what would be accelerated on this machine, and what is missing");
+  d->add_option("IFNAME", ask.ifname, "only this interface");
+  d->add_option("--peer", ask.peer, "also: a connection to this address and port")->type_name("ADDR:PORT");
+  d->footer("Exit status: 0 when nothing is missing, 1 otherwise.");
+
   int own = 0;                         // arguments of ours: all that stand before the first `--`
   while (own < argc && strcmp(argv[own], "--") != 0) ++own;
   try {
@@ -58,5 +64,6 @@ int main(int argc, char** argv) {
   }
   if (*s) return cli::ss(ss_json);
   if (*t) return cli::stat(stat_json);
+  if (*d) return cli::doctor(ask);
   return cli::control(*off ? control_cmd::off : control_cmd::on, pid);
 }

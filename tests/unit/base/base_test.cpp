@@ -109,9 +109,10 @@ TEST(config, defaults_when_nothing_is_said) {
 }
 
 TEST(config, takes_every_accepted_value) {
-  vars = {{"ICEPATH_PORTS", "none"}, {"ICEPATH_REQUIRE", "1"}, {"ICEPATH_STATS", "1"}, {"ICEPATH_LOG", "debug"}, {"ICEPATH_SPIN_USEC", "0"}, {"ICEPATH_PROMOTE", "eager"}};
+  vars = {{"ICEPATH_PORTS", "none"}, {"ICEPATH_REQUIRE", "1"}, {"ICEPATH_STATS", "1"}, {"ICEPATH_LOG", "debug"}, {"ICEPATH_SPIN_USEC", "0"}, {"ICEPATH_PROMOTE", "eager"}, {"ICEPATH_BULK", "fast"}};
   config c = config_parse(env);
   EXPECT_FALSE(c.port_local);
+  EXPECT_TRUE(c.bulk_fast);
   EXPECT_TRUE(c.require && c.stats);
   EXPECT_EQ(c.log, 3);
   EXPECT_EQ(c.spin_usec, 0);
@@ -122,8 +123,23 @@ TEST(config, takes_every_accepted_value) {
   EXPECT_EQ(c.promote, promote_rule::never);
 }
 
+TEST(config, ports_are_a_list_with_at_most_one_interface) {
+  const auto ports = [](const char* v) {
+    vars = {{"ICEPATH_PORTS", v}};
+    config c;
+    const bool said = !stderr_of([&] { c = config_parse(env); }).empty();
+    return std::string(c.port_local ? "local " : "") + c.xdp_ifname + (said ? " !" : "");
+  };
+  EXPECT_EQ(ports("local"), "local ");
+  EXPECT_EQ(ports("xdp:eth0"), "eth0");
+  EXPECT_EQ(ports("local,xdp:eth0"), "local eth0");
+  EXPECT_EQ(ports("xdp:enp0s31f6np1d2,local"), "local enp0s31f6np1d2");
+  for (const char* bad : {"xdp", "xdp:", "xdp:a,xdp:b", "none,local", "local,", ",local", "xdp:sixteen_letters_", "xdp:eth0,none", "local xdp:eth0"})
+    EXPECT_EQ(ports(bad), "local  !") << bad;
+}
+
 TEST(config, bad_value_names_variable_and_choices_once_and_keeps_the_default) {
-  const char* names[] = {"ICEPATH_PORTS", "ICEPATH_REQUIRE", "ICEPATH_STATS", "ICEPATH_LOG", "ICEPATH_SPIN_USEC", "ICEPATH_PROMOTE"};
+  const char* names[] = {"ICEPATH_PORTS", "ICEPATH_REQUIRE", "ICEPATH_STATS", "ICEPATH_LOG", "ICEPATH_SPIN_USEC", "ICEPATH_PROMOTE", "ICEPATH_BULK"};
   for (const char* n : names)
     for (const char* bad : {"bogus", "-1", "1000001", "99999999999999999999", "1x", " 1"}) {
       vars = {{n, bad}};
@@ -132,7 +148,7 @@ TEST(config, bad_value_names_variable_and_choices_once_and_keeps_the_default) {
       EXPECT_NE(said.find(n), std::string::npos) << bad;
       EXPECT_NE(said.find(bad), std::string::npos);
       EXPECT_EQ(std::count(said.begin(), said.end(), '\n'), 1);
-      EXPECT_TRUE(c.port_local && !c.require && !c.stats && c.spin_usec == -1 && c.promote == promote_rule::lazy);
+      EXPECT_TRUE(c.port_local && !c.bulk_fast && !c.require && !c.stats && c.spin_usec == -1 && c.promote == promote_rule::lazy);
     }
 }
 

@@ -44,6 +44,8 @@ static T* kept(T* t) {
   return t;
 }
 
+bool sandboxed() { return false; }
+
 static std::atomic<file*> table[4096];
 std::atomic<file*>* fdtable = table;
 unsigned fdtable_limit = 4096;

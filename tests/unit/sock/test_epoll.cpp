@@ -53,6 +53,44 @@ TEST(epoll, edge_of_both_sides_is_one_report_with_room_for_one) {
   EXPECT_EQ(EPOLLIN | EPOLLOUT, int(ev[0].events));
   for (int i = 0; i < 3; ++i) EXPECT_EQ(0, wait(ep, ev, 1)) << i;
 }
+TEST(epoll, room_that_merging_frees_is_used) {
+  epoll_fd ep; sock s[3]; events ev;
+  for (int i = 0; i < 3; ++i) {
+    s[i].promote(EPOLLIN | EPOLLRDNORM);
+    ASSERT_EQ(0, ep.add(s[i].fd, EPOLLIN | EPOLLOUT, i));
+    ASSERT_EQ(1, ::write(s[i].peer, "x", 1));
+  }
+  for (int i = 0; i < 2; ++i) s[i].ready(EPOLLOUT);
+  for (int round = 0; round < 3; ++round) {
+    ASSERT_EQ(3, wait(ep, ev, 4));                     // the fast side has two places, the kernel the other two: the first two again
+    for (int i = 0; i < 3; ++i) EXPECT_EQ(ev[i].data.u64 == 2 ? EPOLLIN : EPOLLIN | EPOLLOUT, int(ev[i].events)) << i;
+  }
+}
+TEST(epoll, bytes_of_the_kernel_lane_behind_unread_fast_ones_are_an_edge) {
+  for (const uint32_t also : {0u, uint32_t{EPOLLOUT}}) {
+    epoll_fd ep; sock a; events ev;
+    const uint32_t known = EPOLLRDHUP | EPOLLHUP | EPOLLERR | EPOLLPRI | (also ? EPOLLOUT | EPOLLWRNORM | EPOLLWRBAND : 0u);
+    a.promote();
+    ASSERT_EQ(0, ep.add(a.fd, EPOLLIN | EPOLLET | also, 7));
+    a.ready(EPOLLIN);
+    ASSERT_EQ(1, wait(ep, ev, 4));
+    a.promote(known);                                  // the end of the fast bytes is known
+    a.ready(EPOLLIN);
+    while (wait(ep, ev, 4) == 1) {}
+    ASSERT_EQ(1, ::write(a.peer, "x", 1));
+    ASSERT_EQ(1, wait(ep, ev, 4)) << also;
+    EXPECT_EQ(EPOLLIN | also, ev[0].events);
+    EXPECT_EQ(7u, ev[0].data.u64);
+    EXPECT_EQ(0, wait(ep, ev, 4)) << also;
+    a.ready(0);                                        // the fast bytes are read, and the kernel has the rest
+    a.demote();
+    EXPECT_EQ(0, wait(ep, ev, 4)) << "told twice";
+    ASSERT_EQ(1, ::write(a.peer, "y", 1));
+    ASSERT_EQ(1, wait(ep, ev, 4));
+    EXPECT_EQ(7u, ev[0].data.u64);
+    EXPECT_EQ(0, wait(ep, ev, 4));
+  }
+}
 TEST(epoll, lane_change_after_the_end_is_no_edge) {
   for (const bool known : {true, false}) {             // the end is told by EPOLLRDHUP, or EPOLLIN has to stand for it
     epoll_fd ep; sock a; events ev;
