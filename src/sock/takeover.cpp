@@ -33,7 +33,7 @@ namespace {
 constexpr nsec rest_limit = 5 * sec_ns;
 std::atomic<uint32_t> live{0};       // connections that are ours now
 // Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
-constexpr size_t most_unread = 2u << 20;
+constexpr size_t most_unread = 8u << 20;
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
 
@@ -169,7 +169,10 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   const bool bulk_stays = r.bulk_stays && !config_get().bulk_fast;
   if (bulk_stays && bulk_so_far(s)) return bulk_reason;
   int unread = 0;
-  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) return "much unread data";
+  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) {
+    s->tries = 0;   // soon again
+    return "much unread data";
+  }
   if (!helper_start()) return "no helper thread";
   stack* st = r.st;
   lane* l = lane_alloc(s, st, fd);
