@@ -370,9 +370,17 @@ repair_result kernel_give_back(int fd, const tcp_repair_state& s) {
   }
   if (ok && fin_sent) ok = c.queue(TCP_SEND_QUEUE) && c.check(raw_syscall(SYS_shutdown, fd, SHUT_WR), "FIN");
   if (ok && s.rcv_shutdown) ok = c.check(raw_syscall(SYS_shutdown, fd, SHUT_RD), "SHUT_RD");
-  // What the kernel grew by itself it may go on growing; what the application set is set again.
+  // What the application set is set again. Else the receive buffer must hold what it holds and what the peer was promised, or that is dropped when it comes;
+  // the kernel may go on growing it.
+  uint64_t room = static_cast<uint64_t>(rcvbuf);
+  if (!(lock & 2)) {
+    const uint64_t need = 2 * (uint64_t{s.rcvq.len} + s.rcv_wnd);
+    if (s.rcvbuf > room) room = s.rcvbuf;
+    if (need > room) room = need;
+    if (room > 1u << 30) room = 1u << 30;
+  }
   c.try_set(SOL_SOCKET, SO_SNDBUFFORCE, sndbuf / 2);
-  c.try_set(SOL_SOCKET, SO_RCVBUFFORCE, rcvbuf / 2);
+  c.try_set(SOL_SOCKET, SO_RCVBUFFORCE, static_cast<int>(room / 2));
   c.try_set(SOL_SOCKET, so_buf_lock, lock);
   if (!ok) return c.r;
   if (s.keepopen) c.try_set(SOL_SOCKET, SO_KEEPALIVE, 1);
