@@ -374,10 +374,10 @@ repair_result kernel_give_back(int fd, const tcp_repair_state& s) {
   // the kernel may go on growing it.
   uint64_t room = static_cast<uint64_t>(rcvbuf);
   if (!(lock & 2)) {
-    const uint64_t need = 2 * (uint64_t{s.rcvq.len} + s.rcv_wnd);
-    if (s.rcvbuf > room) room = s.rcvbuf;
-    if (need > room) room = need;
-    if (room > 1u << 30) room = 1u << 30;
+    constexpr uint64_t most = 64u << 20;   // each move would enlarge it further
+    const uint64_t promised = uint64_t{s.rcvq.len} + s.rcv_wnd, need = promised + promised / 4 > s.rcvbuf ? promised + promised / 4 : s.rcvbuf;
+    const uint64_t capped = need < most ? need : most;
+    if (capped > room) room = capped;
   }
   c.try_set(SOL_SOCKET, SO_SNDBUFFORCE, sndbuf / 2);
   c.try_set(SOL_SOCKET, SO_RCVBUFFORCE, static_cast<int>(room / 2));

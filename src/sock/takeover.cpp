@@ -30,7 +30,7 @@
 namespace icepath {
 namespace {
 
-constexpr nsec rest_limit = 5 * sec_ns;
+constexpr nsec rest_limit = 5 * sec_ns, landing = 2 * msec_ns;
 std::atomic<uint32_t> live{0};       // connections that are ours now
 // Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
 constexpr size_t most_unread = 8u << 20;
@@ -66,6 +66,26 @@ bool bulk_so_far(socket* s) {
 
 void drain(stack* st) {
   for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
+}
+
+// What is in flight is acknowledged, as a rule, in less time than the kernel needs to notice that it was not: after a give-back it has no measured round
+// trip and waits a second for a lost segment. So nothing new is sent, and the answers are waited for, but not for long.
+void land(lane* l) {
+  stack* st = l->st;
+  socket* s = l->s;
+  tcp_sock* sk = l->sk;
+  if (!sk->packets_out || (sk->state != TCP_ESTABLISHED && sk->state != TCP_CLOSE_WAIT)) return;
+  sk_buff_head unsent = sk->sk_write_queue;
+  sk->sk_write_queue = {};
+  const nsec until = clock_now() + landing;
+  bool here = true;
+  while (here && sk->packets_out && st->net.now < until) {
+    st->net.now = clock_now();
+    stack_receive_inside(st);
+    here = l->s == s && s->ln == l && l->sk == sk && sk->state != TCP_CLOSE;
+  }
+  if (here) sk->sk_write_queue = unsent;
+  else unsent.purge(st->net.skbs);
 }
 
 // The lane ends; the connection, if there is one, is the kernel's. Outside calls meet a plain socket from here on.
@@ -222,6 +242,8 @@ bool give_back(lane* l, const char* why, bool later) {
   s->reason = why;
   l->want_kernel = !later;
   drain(l->st);
+  if (!l->s || s->ln != l) return true;
+  land(l);
   if (!l->s || s->ln != l) return true;
   n.now = clock_now();
   if (l->sk->state == TCP_CLOSE) {   // reset, or timed out: there is nothing left to give. The kernel's socket ends as quietly

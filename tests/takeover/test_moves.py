@@ -7,7 +7,7 @@ import time
 from net import Net, check, lib, main, no_reset, pair, sh, warm
 
 net = Net()
-PAIRS = 100                          # a pair: to the kernel and back again
+PAIRS = 60                           # a pair: to the kernel and back again
 
 
 def counted(agent):
