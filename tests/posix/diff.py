@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """Random programs of diff_epoll on the kernel and on icepath: every seed's text must be the same.
 
-    diff.py PROGRAM [--arm kernel|fast] [--lib libicepath.so] [--promote eager|lazy] [--seeds FROM-TO] [--jobs N]
+    diff.py PROGRAM [--arm kernel|fast] [--lib libicepath.so] [--promote eager|lazy] [--cold] [--seeds FROM-TO] [--jobs N]
     diff.py PROGRAM --lib libicepath.so --seeds 4711 --steps 3,17-20        replays a part of one program, with its text
 
-Arm kernel compares two runs of the kernel with each other; a difference is a failure of the program. ICEPATH_DIFF_SEEDS=FROM-TO in the environment goes
-before --seeds: the long mode for nights is ICEPATH_DIFF_SEEDS=1-1000000 with a longer --timeout. A seed that fails is shown with its difference, with the
-call that replays it, and with the fewest of its steps that still differ (--no-minimise leaves that out). A failing seed is not tried again in the hope of
-a better answer. It counts as the kernel's own, and not as a failure, only when the kernel is shown to give icepath's very answer too, within
-KERNEL_AGAIN more runs; more than one such seed in 500 is a failure of the program all the same."""
+Arm kernel compares two runs of the kernel with each other; a difference is a failure of the program. ICEPATH_DIFF_SEEDS=FROM-TO in the environment
+goes before --seeds: the long mode for nights is ICEPATH_DIFF_SEEDS=1-1000000, and under meson --timeout-multiplier 0 with it. --run-timeout is for
+one process of some seeds. A seed that fails is shown with its difference, with the call that replays it, and with the fewest of its steps that still
+differ (--no-minimise leaves that out). A failing seed is not tried again in the hope of a better answer. It counts as the kernel's own, and not as a
+failure, only when the kernel is shown to give icepath's very answer too, within KERNEL_AGAIN more runs; more than one such seed in 500 is a failure
+of the program all the same."""
 import argparse
 import concurrent.futures
 import difflib

@@ -62,7 +62,10 @@ def environment(lib=None, promote=None):
 
 
 def good(arm, program, cases, env, timeout):
-    code, out, err = run(program, cases, env, timeout)
+    try:
+        code, out, err = run(program, cases, env, timeout)
+    except Failed as e:
+        raise Failed(f"{arm}: {e}") from None
     if code == 77:
         print(out, err)
         sys.exit(77)
