@@ -370,8 +370,8 @@ repair_result kernel_give_back(int fd, const tcp_repair_state& s) {
   }
   if (ok && fin_sent) ok = c.queue(TCP_SEND_QUEUE) && c.check(raw_syscall(SYS_shutdown, fd, SHUT_WR), "FIN");
   if (ok && s.rcv_shutdown) ok = c.check(raw_syscall(SYS_shutdown, fd, SHUT_RD), "SHUT_RD");
-  // What the application set is set again. Else the receive buffer must hold what it holds and what the peer was promised, or that is dropped when it comes;
-  // the kernel may go on growing it.
+  // What the application set is set again. Else the receive buffer must hold what it holds and what the peer was promised, or that is dropped when
+  // it comes; the kernel may go on growing it.
   uint64_t room = static_cast<uint64_t>(rcvbuf);
   if (!(lock & 2)) {
     constexpr uint64_t most = 64u << 20;   // each move would enlarge it further

@@ -68,8 +68,8 @@ void drain(stack* st) {
   for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
 }
 
-// What is in flight is acknowledged, as a rule, in less time than the kernel needs to notice that it was not: after a give-back it has no measured round
-// trip and waits a second for a lost segment. So nothing new is sent, and the answers are waited for, but not for long.
+// What is in flight is acknowledged, as a rule, in less time than the kernel needs to notice that it was not: after a give-back it has no measured
+// round trip and waits a second for a lost segment. So nothing new is sent, and the answers are waited for, but not for long.
 void land(lane* l) {
   stack* st = l->st;
   socket* s = l->s;
@@ -348,8 +348,8 @@ void takeover_readiness(lane* l, uint32_t* ready) {
 
 namespace {
 
-// One look at every connection. Which are asked about everything (0.15 ms each): all, when routes or rules have changed, else the first, for what tells
-// nobody of its changes (the process's cgroup); when that one has to go, all. The others: is the next hop where it was, does the peer answer.
+// One look at every connection. Which are asked about everything (0.15 ms each): all, when routes or rules have changed, else the first, for what
+// tells nobody of its changes (the process's cgroup); when that one has to go, all. The others: is the next hop where it was, does the peer answer.
 struct reviewing { bool all, first_done = false, left = false; };
 
 // What wire_find has to be asked about, or nullptr. Inside.

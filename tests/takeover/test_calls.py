@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-# What a program may do with a connection that has been taken over from the kernel, and with one that moves under its hands: descriptors copied, inherited
-# and passed, readiness in its forms, blocked threads, options, errors. The peer is always on the kernel.
+# What a program may do with a connection that has been taken over from the kernel, and with one that moves under its hands: descriptors copied,
+# inherited and passed, readiness in its forms, blocked threads, options, errors. The peer is always on the kernel.
 import time
 from net import Net, check, main, no_reset, pair, ping_pong, port_of_its_own, until, warm
 
@@ -199,7 +199,8 @@ def test_blocked_writer_over_moves():
 
 OPTIONS = ("SOL_SOCKET SO_REUSEADDR", "SOL_SOCKET SO_KEEPALIVE", "SOL_SOCKET SO_SNDBUF", "SOL_SOCKET SO_RCVBUF", "SOL_SOCKET SO_PRIORITY",
            "IPPROTO_TCP TCP_NODELAY", "IPPROTO_TCP TCP_KEEPIDLE", "IPPROTO_TCP TCP_KEEPINTVL", "IPPROTO_TCP TCP_KEEPCNT",
-           "IPPROTO_TCP TCP_USER_TIMEOUT", "IPPROTO_IP IP_TOS", "IPPROTO_IP IP_TTL", "SOL_SOCKET SO_RCVLOWAT", "SOL_SOCKET SO_ERROR", "SOL_SOCKET SO_TYPE")
+           "IPPROTO_TCP TCP_USER_TIMEOUT", "IPPROTO_IP IP_TOS", "IPPROTO_IP IP_TTL", "SOL_SOCKET SO_RCVLOWAT",
+           "SOL_SOCKET SO_ERROR", "SOL_SOCKET SO_TYPE")
 
 
 def test_options_and_info_over_moves():

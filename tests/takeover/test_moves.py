@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-# `icepath off` and `on` again and again while data flows both ways: the connection moves between the kernel and the fast path hundreds of times, no byte is
-# lost, doubled or changed, nobody is reset. The pause of a move is printed, not judged.
+# `icepath off` and `on` again and again while data flows both ways: the connection moves between the kernel and the fast path hundreds of times, no
+# byte is lost, doubled or changed, nobody is reset. The pause of a move is printed, not judged.
 import json
 import statistics
 import time
@@ -92,7 +92,8 @@ t = Later(talk)""")
     check(a.do("go[0] = False; t.result()") > 100, "hardly any messages")
     times = sorted(a.do("times"))
     moves = times[-2 * up:]
-    print(f"# {len(times)} round trips, median {statistics.median(times) * 1e6:.0f} us; the {len(moves)} slowest, one for each move (the command runs beside it): "
+    print(f"# {len(times)} round trips, median {statistics.median(times) * 1e6:.0f} us; the {len(moves)} slowest, one for each move "
+          f"(the command runs beside it): "
           f"median {statistics.median(moves) * 1e6:.0f} us, max {moves[-1] * 1e3:.1f} ms", flush=True)
     a.do("s.close()")
     b.get()

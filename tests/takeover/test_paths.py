@@ -1,7 +1,6 @@
 #!/usr/bin/python3
-# A path that is not perfect: loss in the middle, other MTUs, a link that goes down and up, a next hop whose address changes. The accelerated end's own
-# namespace has no rules; what happens, happens on the way.
-import threading
+# A path that is not perfect: loss in the middle, other MTUs, a link that goes down and up, a next hop whose address changes. The accelerated end's
+# own namespace has no rules; what happens, happens on the way.
 import time
 from net import Net, check, lib, main, no_reset, pair, ping_pong, until, warm
 
@@ -36,7 +35,8 @@ def transfer(net, size, least=0.9, during=None, timeout=60):
 def loss(percent, size):
     lib.need("nft")
     net = Net(middle=True)
-    net.nft("m", f"table ip t {{\n chain c {{\n type filter hook forward priority 0;\n meta l4proto tcp numgen random mod 1000 < {percent * 10} drop\n}}\n}}\n")
+    some = f"meta l4proto tcp numgen random mod 1000 < {percent * 10} drop"
+    net.nft("m", f"table ip t {{\n chain c {{\n type filter hook forward priority 0;\n {some}\n}}\n}}\n")
     s = transfer(net, size)
     check(s.get("retransmits", 0) > 0, f"nothing was lost: {s}")
 

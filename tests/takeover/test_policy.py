@@ -1,6 +1,6 @@
 #!/usr/bin/python3
-# The host's rules hold for a connection that has been taken over: a rule that comes during a transfer stops it as it stops the kernel's, and when the rule
-# goes the transfer goes on.
+# The host's rules hold for a connection that has been taken over: a rule that comes during a transfer stops it as it stops the kernel's, and when
+# the rule goes the transfer goes on.
 import time
 from net import Net, check, lib, main, no_reset, pair, ping_pong, until, warm
 

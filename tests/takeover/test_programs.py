@@ -16,7 +16,8 @@ def test_redis():
     srv = net.server("a", "fast", ["redis-server", "--port", port, "--bind", net.addr["a"], "--save", "", "--appendonly", "no", "--daemonize", "no",
                                    "--dir", lib.tmp(), "--protected-mode", "no"], port)
     for clients, pipeline, n in ((50, 1, 40000), (50, 16, 200000), (1, 1, 5000)):
-        b = net.run("b", "kernel", ["redis-benchmark", "-h", net.addr["a"], "-p", port, "-t", "set,get", "-n", n, "-c", clients, "-P", pipeline, "--csv"])
+        b = net.run("b", "kernel", ["redis-benchmark", "-h", net.addr["a"], "-p", port, "-t", "set,get",
+                                     "-n", n, "-c", clients, "-P", pipeline, "--csv"])
         rows = dict(re.findall(r'^"(SET|GET)","([\d.]+)"', b.out(), re.M))
         check(set(rows) == {"SET", "GET"}, f"unexpected output:\n{b.out()}")
         print(f"# redis -c {clients} -P {pipeline}: SET {rows['SET']}/s, GET {rows['GET']}/s", flush=True)
