@@ -370,9 +370,17 @@ repair_result kernel_give_back(int fd, const tcp_repair_state& s) {
   }
   if (ok && fin_sent) ok = c.queue(TCP_SEND_QUEUE) && c.check(raw_syscall(SYS_shutdown, fd, SHUT_WR), "FIN");
   if (ok && s.rcv_shutdown) ok = c.check(raw_syscall(SYS_shutdown, fd, SHUT_RD), "SHUT_RD");
-  // What the kernel grew by itself it may go on growing; what the application set is set again.
+  // What the application set is set again. Else the receive buffer must hold what it holds and what the peer was promised, or that is dropped when
+  // it comes; the kernel may go on growing it.
+  uint64_t room = static_cast<uint64_t>(rcvbuf);
+  if (!(lock & 2)) {
+    constexpr uint64_t most = 64u << 20;   // each move would enlarge it further
+    const uint64_t promised = uint64_t{s.rcvq.len} + s.rcv_wnd, need = promised + promised / 4 > s.rcvbuf ? promised + promised / 4 : s.rcvbuf;
+    const uint64_t capped = need < most ? need : most;
+    if (capped > room) room = capped;
+  }
   c.try_set(SOL_SOCKET, SO_SNDBUFFORCE, sndbuf / 2);
-  c.try_set(SOL_SOCKET, SO_RCVBUFFORCE, rcvbuf / 2);
+  c.try_set(SOL_SOCKET, SO_RCVBUFFORCE, static_cast<int>(room / 2));
   c.try_set(SOL_SOCKET, so_buf_lock, lock);
   if (!ok) return c.r;
   if (s.keepopen) c.try_set(SOL_SOCKET, SO_KEEPALIVE, 1);
@@ -388,16 +396,28 @@ repair_result kernel_give_back_finish(int fd, const tcp_repair_state& s) {
   if (s.reuseaddr) c.try_set(SOL_SOCKET, SO_REUSEADDR, 1);
   const bool our_fin = repair_fin_queued(s.state) && s.state != st_fin_wait2, fin_sent = our_fin && s.snd_nxt == s.write_seq;
   size_t off = s.snd_nxt - s.snd_una - (fin_sent ? 1 : 0);
+  int sndbuf = 0, lock = 0;   // of before the send buffer was enlarged
   while (off < s.sndq.len) {
     const long r = raw_syscall(SYS_sendto, fd, s.sndq.data + off, s.sndq.len - off, MSG_DONTWAIT | MSG_NOSIGNAL, nullptr, 0);
     if (r > 0) {
       off += static_cast<size_t>(r);
       continue;
     }
+    if (r == -EAGAIN && !sndbuf) {   // all of it goes in now, whether the peer reads or not; what the application writes next waits as it would have
+      lock = c.get_or(SOL_SOCKET, so_buf_lock, 0);
+      sndbuf = c.get_or(SOL_SOCKET, SO_SNDBUF, 0);
+      c.try_set(SOL_SOCKET, SO_SNDBUFFORCE, static_cast<int>(s.sndq.len + (1u << 20)));
+      if (sndbuf) continue;
+    }
     c.r.left = s.sndq.len - off;
     if (r != -EAGAIN) c.fail(r, "unsent data");
-    return c.r;
+    break;
   }
+  if (sndbuf) {
+    c.try_set(SOL_SOCKET, SO_SNDBUFFORCE, sndbuf / 2);
+    c.try_set(SOL_SOCKET, so_buf_lock, lock);
+  }
+  if (c.r.left) return c.r;
   if (our_fin && !fin_sent) c.check(raw_syscall(SYS_shutdown, fd, SHUT_WR), "FIN");
   return c.r;
 }

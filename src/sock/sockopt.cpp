@@ -67,8 +67,8 @@ bool mirrored(int level, int name) {
 // A parked socket has these for its own purposes (kernel_repair.hpp): the program's are kept here, and given back with the connection.
 bool wire_only(int level, int name) { return level == SOL_SOCKET && (name == SO_KEEPALIVE || name == SO_REUSEADDR); }
 
-// While the kernel lane is drained: of `more` bytes in it behind the `left` that come before the fast stream, those that count. Not the kernel header, nor
-// what has come by the fast lane too.
+// While the kernel lane is drained: of `more` bytes in it behind the `left` that come before the fast stream, those that count. Not the kernel
+// header, nor what has come by the fast lane too.
 uint64_t behind_header(const lane* l, uint64_t left, uint64_t more) {
   kernel_header h{};
   if (more < sizeof h) return 0;

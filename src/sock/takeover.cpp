@@ -30,10 +30,10 @@
 namespace icepath {
 namespace {
 
-constexpr nsec rest_limit = 5 * sec_ns;
+constexpr nsec rest_limit = 5 * sec_ns, landing = 2 * msec_ns;
 std::atomic<uint32_t> live{0};       // connections that are ours now
 // Copying more keeps the connection standing still for long, and a reader so far behind gains nothing by a faster way to it.
-constexpr size_t most_unread = 2u << 20;
+constexpr size_t most_unread = 8u << 20;
 // Between two homes. The wire port has one stack, whose owner word guards this; its buffers are used again and again.
 tcp_repair_state moving;
 
@@ -66,6 +66,26 @@ bool bulk_so_far(socket* s) {
 
 void drain(stack* st) {
   for (unsigned i = 0; i < 256 && stack_receive_inside(st); ++i) {}
+}
+
+// What is in flight is acknowledged, as a rule, in less time than the kernel needs to notice that it was not: after a give-back it has no measured
+// round trip and waits a second for a lost segment. So nothing new is sent, and the answers are waited for, but not for long.
+void land(lane* l) {
+  stack* st = l->st;
+  socket* s = l->s;
+  tcp_sock* sk = l->sk;
+  if (!sk->packets_out || (sk->state != TCP_ESTABLISHED && sk->state != TCP_CLOSE_WAIT)) return;
+  sk_buff_head unsent = sk->sk_write_queue;
+  sk->sk_write_queue = {};
+  const nsec until = clock_now() + landing;
+  bool here = true;
+  while (here && sk->packets_out && st->net.now < until) {
+    st->net.now = clock_now();
+    stack_receive_inside(st);
+    here = l->s == s && s->ln == l && l->sk == sk && sk->state != TCP_CLOSE;
+  }
+  if (here) sk->sk_write_queue = unsent;
+  else unsent.purge(st->net.skbs);
 }
 
 // The lane ends; the connection, if there is one, is the kernel's. Outside calls meet a plain socket from here on.
@@ -169,7 +189,10 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   const bool bulk_stays = r.bulk_stays && !config_get().bulk_fast;
   if (bulk_stays && bulk_so_far(s)) return bulk_reason;
   int unread = 0;
-  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) return "much unread data";
+  if (real::ioctl(fd, FIONREAD, &unread) == 0 && static_cast<size_t>(unread) > most_unread) {
+    s->tries = 0;   // soon again
+    return "much unread data";
+  }
   if (!helper_start()) return "no helper thread";
   stack* st = r.st;
   lane* l = lane_alloc(s, st, fd);
@@ -219,6 +242,8 @@ bool give_back(lane* l, const char* why, bool later) {
   s->reason = why;
   l->want_kernel = !later;
   drain(l->st);
+  if (!l->s || s->ln != l) return true;
+  land(l);
   if (!l->s || s->ln != l) return true;
   n.now = clock_now();
   if (l->sk->state == TCP_CLOSE) {   // reset, or timed out: there is nothing left to give. The kernel's socket ends as quietly
@@ -323,8 +348,8 @@ void takeover_readiness(lane* l, uint32_t* ready) {
 
 namespace {
 
-// One look at every connection. Which are asked about everything (0.15 ms each): all, when routes or rules have changed, else the first, for what tells
-// nobody of its changes (the process's cgroup); when that one has to go, all. The others: is the next hop where it was, does the peer answer.
+// One look at every connection. Which are asked about everything (0.15 ms each): all, when routes or rules have changed, else the first, for what
+// tells nobody of its changes (the process's cgroup); when that one has to go, all. The others: is the next hop where it was, does the peer answer.
 struct reviewing { bool all, first_done = false, left = false; };
 
 // What wire_find has to be asked about, or nullptr. Inside.

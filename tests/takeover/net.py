@@ -1,5 +1,6 @@
-# What the tests of connections taken over from the kernel share, on top of tests/apps/lib.py: two network namespaces with a veth pair between them (or a
-# third one that forwards), programs in them with or without icepath, agents (agent.py) that a test drives by words, and what the kernels counted.
+# What the tests of connections taken over from the kernel share, on top of tests/apps/lib.py: two network namespaces with a veth pair between them
+# (or a third one that forwards), programs in them with or without icepath, agents (agent.py) that a test drives by words, and what the kernels
+# counted.
 #
 # Namespaces are named tko-PID-x and are removed at exit, also after a failure. A machine that cannot do it: exit 77 with the reason.
 import atexit
@@ -51,9 +52,9 @@ class Net:
             self._add(x)
         if middle:
             self.addr["b"] = "10.78.0.2"
-            self.veth("a", "va", "m", "ma", mtu)
-            self.veth("b", "vb", "m", "mb", mtu)
-            for x, dev, addr in (("a", "va", "10.77.0.1"), ("m", "ma", "10.77.0.2"), ("b", "vb", "10.78.0.2"), ("m", "mb", "10.78.0.1")):
+            self.veth("a", "va", "m", "m0", mtu)
+            self.veth("b", "vb", "m", "m1", mtu)
+            for x, dev, addr in (("a", "va", "10.77.0.1"), ("m", "m0", "10.77.0.2"), ("b", "vb", "10.78.0.2"), ("m", "m1", "10.78.0.1")):
                 self.ip(x, f"addr add {addr}/24 dev {dev}")
             self.ip("a", "route add default via 10.77.0.2")
             self.ip("b", "route add default via 10.78.0.1")
@@ -101,9 +102,10 @@ class Net:
         return {k: all_of.get(k, 0) for k in COUNTERS}
 
     def start(self, x, arm, argv, stdin=None, **env):
-        """A program in namespace x: arm fast (with icepath on this side's interface) or kernel. The environment is given after nsenter, which is not under test."""
+        """A program in namespace x: arm fast (with icepath on this side's interface) or kernel. nsenter itself, not under test, has no icepath."""
         if arm == "fast":
-            env = {"LD_PRELOAD": lib.LIBRARY, "ICEPATH_STATS": 1, "ICEPATH_REQUIRE": 1, "ICEPATH_PORTS": f"xdp:{DEV[x]}", "ICEPATH_BULK": "fast", **env}
+            env = {"LD_PRELOAD": lib.LIBRARY, "ICEPATH_STATS": 1, "ICEPATH_REQUIRE": 1, "ICEPATH_BULK": "fast",
+                   "ICEPATH_PORTS": f"xdp:{DEV[x]}", **env}
         words = [f"{k}={v}" for k, v in env.items()]
         p = lib.Program("kernel", [*self.inside(x), "env", *words, *argv], stdin)
         p.arm = arm

@@ -16,7 +16,8 @@ def test_redis():
     srv = net.server("a", "fast", ["redis-server", "--port", port, "--bind", net.addr["a"], "--save", "", "--appendonly", "no", "--daemonize", "no",
                                    "--dir", lib.tmp(), "--protected-mode", "no"], port)
     for clients, pipeline, n in ((50, 1, 40000), (50, 16, 200000), (1, 1, 5000)):
-        b = net.run("b", "kernel", ["redis-benchmark", "-h", net.addr["a"], "-p", port, "-t", "set,get", "-n", n, "-c", clients, "-P", pipeline, "--csv"])
+        b = net.run("b", "kernel", ["redis-benchmark", "-h", net.addr["a"], "-p", port, "-t", "set,get",
+                                     "-n", n, "-c", clients, "-P", pipeline, "--csv"])
         rows = dict(re.findall(r'^"(SET|GET)","([\d.]+)"', b.out(), re.M))
         check(set(rows) == {"SET", "GET"}, f"unexpected output:\n{b.out()}")
         print(f"# redis -c {clients} -P {pipeline}: SET {rows['SET']}/s, GET {rows['GET']}/s", flush=True)
@@ -50,7 +51,7 @@ def test_nginx():
     conf = os.path.join(root, "conf")
     with open(conf, "w") as f:
         f.write(f"""user root; worker_processes 1; daemon off; pid {root}/pid; error_log stderr;
-env ICEPATH_STATS; env ICEPATH_REQUIRE; env ICEPATH_PORTS; env LD_PRELOAD;
+env ICEPATH_STATS; env ICEPATH_REQUIRE; env ICEPATH_PORTS; env ICEPATH_BULK; env LD_PRELOAD;
 events {{ worker_connections 1024; }}
 http {{ access_log off; sendfile on; keepalive_timeout 65; client_body_temp_path {root}/b; proxy_temp_path {root}/p; fastcgi_temp_path {root}/f;
 uwsgi_temp_path {root}/u; scgi_temp_path {root}/s; server {{ listen {net.addr['a']}:{port}; root {root}; }} }}
