@@ -179,6 +179,8 @@ void set_going(net& n, tcp_sock* sk, bool ack, nsec left, nsec idle) {
   if (sk->keepopen) tcp_reset_keepalive_timer(sk, tcp_keepalive_time(sk) > idle ? tcp_keepalive_time(sk) - idle : 0);
   tcp_fast_path_check(sk);
   if (sk->packets_out && sk->sack_ok && sk->state != TCP_CLOSE && left > move_probe) {
+    // The timeout behind the probe goes on where it was: the first segment looks as old as that says. Else many moves in a row would starve it.
+    if (left < sk->rto) sk->tcp_rtx_queue.first->tstamp = n.now - (sk->rto - left < n.now ? sk->rto - left : n.now);
     tcp_reset_xmit_timer(sk, ICSK_TIME_LOSS_PROBE, move_probe);
   } else if (sk->packets_out) {
     tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, left < sk->rto ? left : sk->rto);
