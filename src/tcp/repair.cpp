@@ -9,9 +9,6 @@ namespace icepath {
 
 namespace {
 
-// After a move nothing is known of what was in flight: RFC 8985's tail loss probe asks, sooner than a timeout that each move would start anew.
-constexpr nsec move_probe = 10 * msec_ns;
-
 uint32_t clamped(uint32_t v, uint32_t lo, uint32_t hi) { return v < lo ? lo : v > hi ? hi : v; }
 
 // An skb with up to `n` bytes of p: *got says how many fit. nullptr: no memory.
@@ -178,13 +175,7 @@ void take_timestamps(tcp_sock* sk, const tcp_repair_state& s) {
 void set_going(net& n, tcp_sock* sk, bool ack, nsec left, nsec idle) {
   if (sk->keepopen) tcp_reset_keepalive_timer(sk, tcp_keepalive_time(sk) > idle ? tcp_keepalive_time(sk) - idle : 0);
   tcp_fast_path_check(sk);
-  if (sk->packets_out && sk->sack_ok && sk->state != TCP_CLOSE && left > move_probe) {
-    // The timeout behind the probe goes on where it was: the first segment looks as old as that says. Else many moves in a row would starve it.
-    if (left < sk->rto) sk->tcp_rtx_queue.first->tstamp = n.now - (sk->rto - left < n.now ? sk->rto - left : n.now);
-    tcp_reset_xmit_timer(sk, ICSK_TIME_LOSS_PROBE, move_probe);
-  } else if (sk->packets_out) {
-    tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, left < sk->rto ? left : sk->rto);
-  }
+  if (sk->packets_out) tcp_reset_xmit_timer(sk, ICSK_TIME_RETRANS, left < sk->rto ? left : sk->rto);
   if (ack) tcp_send_ack(n, sk);
   if (tcp_send_head(sk)) {
     tcp_push_pending(n, sk, tcp_current_mss(sk), sk->nonagle);
