@@ -280,7 +280,7 @@ void lanes_exit(stack* st, bool go_on) {
     }
   };
   if (!stack_enter(st)) return;
-  st->net.now = clock_now();
+  stack_tick(st);
   lanes_for_each(st, go_on ? local::end_and_close : local::end);
   stack_leave(st);
 }

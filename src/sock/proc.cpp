@@ -45,7 +45,7 @@ void lane_event(uint64_t key, uint32_t) {
   stack* st = l->st;
   if (!st || !stack_enter(st)) return;
   if (l->s && lane_key(l) == key) {
-    st->net.now = clock_now();
+    stack_tick(st);
     l->kernel_event = true;
     if (l->rx == rx_lane::fast) lane_kernel_input(l);
     if (l->s) lane_advance(l);
@@ -61,7 +61,7 @@ void peer_died(uint32_t slot, uint64_t cookie) {
     stack* st = stack_by_no(i);
     if (!st) break;
     if (!stack_enter(st)) continue;
-    st->net.now = clock_now();
+    stack_tick(st);
     lanes_for_each(st, [](lane* l) {
       if (l->peer.process_slot == dead_peer.process_slot && l->peer.process_cookie == dead_peer.process_cookie) lane_peer_died(l);
     });
@@ -80,7 +80,7 @@ void demote_one(socket* s, void* ctx) {
   }
   if (!stack_enter(st)) return;
   if (lane* l = s->ln; l && l->s == s && l->st == st) {
-    st->net.now = clock_now();
+    stack_tick(st);
     ++d->count;
     lane_demote(l, d->why);
     lane_run_work(st);
@@ -97,7 +97,7 @@ void claim_one(socket* s, void* ctx) {
   stack* st = s->st;
   if (st && stack_enter(st)) {
     if (lane* l = s->ln; l && l->s == s && l->st == st) {
-      st->net.now = clock_now();
+      stack_tick(st);
       if (!l->want_kernel || l->back == lane_back::none) lane_handback(l, fork_reason);
       lane_run_work(st);
     }
@@ -201,7 +201,7 @@ void exit_one(socket* s, void*) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
   if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk) {
-    st->net.now = clock_now();
+    stack_tick(st);
     lane_close(l, true);
     s->ln = nullptr;
     s->fast.store(false);
@@ -252,7 +252,7 @@ int demoted(void* ctx) {
   auto* s = static_cast<socket*>(ctx);
   stack* st = s->st;
   if (s->fast.load(std::memory_order_acquire) && st && stack_enter(st)) {
-    if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && l->phase == lane_phase::open) { st->net.now = clock_now(); lane_note(l); lane_run_work(st); }
+    if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && l->phase == lane_phase::open) { stack_tick(st); lane_note(l); lane_run_work(st); }
     stack_leave(st);
   }
   return s->fast.load(std::memory_order_acquire) ? 0 : 1;
@@ -262,7 +262,7 @@ void home_one(socket* s, void*) {
   stack* st = s->st;
   if (!s->shared.load() || !st || !stack_enter(st)) return;
   if (lane* l = s->ln; l && l->s == s && l->st == st) {
-    st->net.now = clock_now();
+    stack_tick(st);
     lane_handback(l, "exit");
     lane_run_work(st);
   }
@@ -274,7 +274,7 @@ void pending_one(socket* s, void* ctx) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
   if (lane* l = s->ln; l && l->s == s && l->st == st && l->sk && !l->peer_gone && !l->wire) {
-    st->net.now = clock_now();
+    stack_tick(st);
     lane_note(l);
     lane_run_work(st);
     const bool unacked = s->ln == l && l->s == s && l->st == st && l->sk &&
@@ -317,7 +317,7 @@ int sock_demote(socket* s, const char* why) {
   stack* st = s->st;
   if (st && stack_enter(st)) {
     if (lane* l = s->ln; l && l->s == s && l->st == st) {
-      st->net.now = clock_now();
+      stack_tick(st);
       lane_handback(l, why);
       lane_run_work(st);
     }

@@ -205,7 +205,8 @@ void publish(socket* s, int fd) {
   if (!stack_enter(st)) { lane_free(l); return; }
   st->lane_work_fn = lane_run_work;
   l->t = t;
-  l->since = st->net.now = clock_now();
+  stack_tick(st);
+  l->since = st->net.now;
   {
     map_guard g;
     if (!map) {

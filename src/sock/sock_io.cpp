@@ -75,7 +75,7 @@ bool attempt_inside(call& c, stack* st) {
   } else if (ICEPATH_UNLIKELY(fd_lost(c.fd, s) && !c.held)) {
     c.result = c.done ? static_cast<ssize_t>(c.done) : -EBADF;
   } else {
-    st->net.now = st->clock.now();
+    stack_tick(st);
     for (;;) {
       ssize_t r;
       if (ICEPATH_UNLIKELY(c.rx && (c.flags & MSG_PEEK))) {
@@ -288,7 +288,7 @@ void leave_for_good(socket* s, const char* why) {
   stack* st = s->st;
   if (!st || !stack_enter(st)) return;
   if (lane* l = s->ln; l && l->s == s && l->st == st) {
-    st->net.now = clock_now();
+    stack_tick(st);
     lane_demote(l, why);
     lane_run_work(st);
   }

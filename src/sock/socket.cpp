@@ -52,7 +52,7 @@ void finish(socket* s, stack** held) {
   if (entered) stack_poll_inside(st);   // bytes that are here and unread make the close a reset
   lane* l = s->ln;
   if (l && l->s == s && l->st == st) {
-    st->net.now = clock_now();
+    stack_tick(st);
     if (lane_close(l, false)) s->ln = nullptr;
   }
   if (entered) *held = st;

@@ -30,7 +30,7 @@ struct inside {   // the lane of s under its owner word, or nothing
     if (!t || !s->fast.load(std::memory_order_acquire) || !stack_enter(t)) return;
     st = t;
     if (lane* k = s->ln; k && k->s == s && k->st == t && s->fast.load(std::memory_order_relaxed)) l = k;
-    st->net.now = clock_now();
+    stack_tick(st);
   }
   ~inside() {
     if (l && l->s) lane_publish(l);

@@ -80,7 +80,7 @@ void land(lane* l) {
   const nsec until = clock_now() + landing;
   bool here = true;
   while (here && sk->packets_out && st->net.now < until) {
-    st->net.now = clock_now();
+    stack_tick(st);
     stack_receive_inside(st);
     here = l->s == s && s->ln == l && l->sk == sk && sk->state != TCP_CLOSE;
   }
@@ -201,7 +201,7 @@ const char* takeover(socket* s, int fd, const four_tuple& t, bool* again) {
   st->net.tcp->foreign = foreign_segment;
   drain(st);
   st->lane_work_fn = lane_run_work;
-  st->net.now = clock_now();
+  stack_tick(st);
   l->t = t;
   l->wire = true;
   l->bulk_stays = bulk_stays;
@@ -245,7 +245,7 @@ bool give_back(lane* l, const char* why, bool later) {
   if (!l->s || s->ln != l) return true;
   land(l);
   if (!l->s || s->ln != l) return true;
-  n.now = clock_now();
+  stack_tick(l->st);
   if (l->sk->state == TCP_CLOSE) {   // reset, or timed out: there is nothing left to give. The kernel's socket ends as quietly
     if (l->sk->err) l->pending_err = l->sk->err;
     sockaddr none{};
@@ -373,7 +373,7 @@ void review_one(socket* s, void* ctx) {
   if (!ours()) { stack_leave(st); return; }
   const four_tuple t = l->t;
   const int fd = l->fd;
-  st->net.now = clock_now();
+  stack_tick(st);
   if (const char* why = unwell(l)) {
     give_back(l, why, true);
     stack_leave(st);
@@ -388,7 +388,7 @@ void review_one(socket* s, void* ctx) {
   const char* why = wire_find(t, fd, &r, &again);
   if (!stack_enter(st)) return;
   if (ours() && l->t == t) {
-    st->net.now = clock_now();
+    stack_tick(st);
     if (why) {
       v.left = true;
       give_back(l, why, true);

@@ -230,7 +230,7 @@ void stack_take_over(stack* s) {
 
 bool stack_poll_inside(stack* s) {
   net& n = s->net;
-  n.now = s->clock.now();
+  stack_tick(s);
   s->last_poll.store(n.now, std::memory_order_relaxed);
   bool did = receive(n, *n.dev);
   if (ICEPATH_UNLIKELY(n.wire != nullptr) && receive(n, *n.wire)) did = true;

@@ -53,6 +53,11 @@ struct stack {
 
 // A port to the outside for this stack; wake_fd is readable while packets wait. Inside; once. 0 or -errno.
 int stack_add_wire(stack* s, net_device* dev, int wake_fd);
+// The time of the stack: net.now, by the one clock that all who are inside use. Never back: TCP measures by its differences. Inside.
+inline void stack_tick(stack* s) {
+  const nsec t = s->clock.now();
+  if (t > s->net.now) s->net.now = t;
+}
 stack* stack_of_thread();                 // the calling thread's stack, made on first use; nullptr: none to be had
 stack* stack_mine();                      // the calling thread's, or nullptr when it has none yet; one load
 uint32_t stack_thread_id();

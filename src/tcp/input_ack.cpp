@@ -186,8 +186,8 @@ static uint32_t tcp_clean_rtx_queue(net& n, tcp_sock* sk, uint32_t prior_fack, c
 
   int64_t seq_rtt = -1, ca_rtt = -1;
   if (first_ackt && !(flag & FLAG_RETRANS_DATA_ACKED)) {   // Karn: never from a retransmitted segment
-    seq_rtt = static_cast<int64_t>((now - first_ackt) / usec_ns);
-    ca_rtt = static_cast<int64_t>((now - last_ackt) / usec_ns);
+    seq_rtt = now > first_ackt ? static_cast<int64_t>((now - first_ackt) / usec_ns) : 0;   // a clock that went back measures nothing, never 500 years
+    ca_rtt = now > last_ackt ? static_cast<int64_t>((now - last_ackt) / usec_ns) : 0;
   }
   int64_t rtt = seq_rtt >= 0 ? seq_rtt : st.sack_rtt_us;
   if (rtt < 0 && sk->saw_tstamp && sk->rcv_tsecr && (flag & FLAG_ACKED)) {   // RFC 7323 section 4.1

@@ -135,7 +135,7 @@ uint32_t tcp_sacktag_write_queue(net& n, tcp_sock* sk, const sk_buff* skb, const
   }
   for (unsigned i = 0; i < 4; ++i) sk->recv_sack_cache[i] = i < used ? b[i] : tcp_sack_seq{};
   if (st.have_reord && sk->ca_state != TCP_CA_Loss) tcp_check_sack_reordering(sk, st.reord);
-  if (t.first_sackt) st.sack_rtt_us = static_cast<int64_t>((n.now - t.first_sackt) / usec_ns);
+  if (t.first_sackt) st.sack_rtt_us = n.now > t.first_sackt ? static_cast<int64_t>((n.now - t.first_sackt) / usec_ns) : 0;
   return t.flag;
 }
 

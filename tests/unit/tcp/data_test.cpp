@@ -347,6 +347,16 @@ TEST(info, T16_tells_what_happened) {
   EXPECT_EQ(tcp_getsockopt(f.n, f.sk, 6, TCP_INFO, small, &len), 0);
   EXPECT_EQ(len, 8u);
 }
+TEST(rtt, a_clock_that_went_back_measures_nothing) {
+  tcp_fixture f;
+  f.establish();
+  const uint32_t before = f.sk->srtt_us;
+  f.send("12345");
+  f.n.now -= 2 * usec_ns;
+  f.segment(1, 6, ACK, "");
+  EXPECT_LE(f.sk->srtt_us, before);
+  EXPECT_LT(f.sk->rto, 2 * sec_ns);
+}
 TEST(cubic, window_grows_concave_towards_w_max) {
   tcp_fixture f;
   f.establish();
