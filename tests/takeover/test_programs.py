@@ -78,7 +78,7 @@ def test_iperf3():
             port = port_of_its_own()
             x, y = ("a", "b") if accelerated == "server" else ("b", "a")
             srv = net.server(x, "fast" if x == "a" else "kernel", ["iperf3", "-s", "-1", "-p", port, "-B", net.addr[x]], port)
-            cli = net.run(y, "fast" if y == "a" else "kernel", ["iperf3", "-c", net.addr[x], "-p", port, "-t", "1", "-J", *way])
+            cli = net.run(y, "fast" if y == "a" else "kernel", ["iperf3", "-c", net.addr[x], "-p", port, "-t", "3", "-J", *way])
             srv.wait(20, None)
             end = json.loads(cli.out())["end"]
             sent, got = end["sum_sent"]["bytes"], end["sum_received"]["bytes"]
