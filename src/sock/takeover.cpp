@@ -114,6 +114,15 @@ void end(lane* l, bool again) {
   sock_wake(s, wake_changed);
 }
 
+// Bytes of the stream have no home any more: the connection must not go on without them. An RST, so that neither end takes it for whole.
+void abort_in_kernel(int fd) {
+  const int off = -1;   // TCP_REPAIR_OFF_NO_WP
+  real::setsockopt(fd, IPPROTO_TCP, 19 /* TCP_REPAIR */, &off, sizeof off);
+  sockaddr none{};
+  none.sa_family = AF_UNSPEC;
+  raw_syscall(SYS_connect, fd, &none, sizeof none);
+}
+
 // A route to the next hop by its link-layer address.
 dst_entry* route_to(stack* st, const wire_route& r) {
   net& n = st->net;
@@ -174,6 +183,7 @@ const char* move_in(lane* l, const wire_route& r, bool* again) {
   if (b.ok()) b = kernel_give_back_finish(l->fd, moving);
   if (!b.ok()) {   // neither home would have it: say so, and end it as a lost connection ends
     log_error("a connection could not be taken over (%s), nor given back (%s: %s): it ends", k.step, b.step, strerrordesc_np(-b.err));
+    abort_in_kernel(l->fd);
     l->s->pending_err = ECONNRESET;
   }
   return undo("the stack does not take it");
@@ -284,8 +294,7 @@ bool give_back(lane* l, const char* why, bool later) {
   }
   if (!k.ok() || off < moving.sndq.len) {
     log_error("fd %d: %zu bytes could not be given to the kernel (%s): the connection ends", l->fd, moving.sndq.len - off, k.step);
-    const linger lg{1, 0};
-    real::setsockopt(l->fd, SOL_SOCKET, SO_LINGER, &lg, sizeof lg);
+    abort_in_kernel(l->fd);
     l->pending_err = ECONNRESET;
   }
   end(l, later);
